@@ -1,0 +1,14 @@
+"""Atari with sticky actions and all 18 actions: 200M frames."""
+
+import ml_collections
+
+from configs import presets as presets_lib
+from configs.base import base
+
+
+def get_config(presets: str = '') -> ml_collections.ConfigDict:
+  """The suite's configuration with `presets` applied in order."""
+  config = base()
+  config.task = 'atari_pong'
+  config.run.update(steps=51_000_000, train_ratio=32.0, envs=16)
+  return presets_lib.apply(config, presets)

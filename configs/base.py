@@ -1,0 +1,136 @@
+"""Every option with its default. Suites and presets change values, never keys.
+
+Durations are in seconds, counts in agent steps over all hosts. The names
+follow the public implementation of DreamerV3 where it has one.
+"""
+
+from typing import Any
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+  """The complete configuration that suites start from."""
+  return ml_collections.ConfigDict(
+    dict(
+      task='dmc_walker_walk',
+      seed=0,
+      script='train',
+      batch_size=16,
+      batch_length=64,
+      report_length=32,
+      consec_train=1,
+      consec_report=1,
+      replay_context=1,
+      run=_run(),
+      replay=_replay(),
+      agent=_agent(),
+      mesh=dict(data=-1, fsdp=1, model=1),
+      policy=dict(eval_mode=True),
+      dtype=dict(compute='bfloat16', param='float32'),
+      checkpoint=dict(keep=2, timeout=600.0),
+      metrics=dict(outputs=('log', 'jsonl', 'tensorboard')),
+      env=_env(),
+    )
+  )
+
+
+def _run() -> dict[str, Any]:
+  """Of every *_every: 0 is never, negative is at every update."""
+  return dict(
+    steps=10_000_000_000,
+    train_ratio=32.0,
+    envs=16,
+    log_every=120.0,
+    report_every=300.0,
+    save_every=900.0,
+    report_batches=1,
+    from_checkpoint='',
+    from_checkpoint_regex='.*',
+  )
+
+
+def _replay() -> dict[str, Any]:
+  return dict(size=5_000_000, online=True, chunksize=1024)
+
+
+def _agent() -> dict[str, Any]:
+  """Sizes as in size200m; algorithmic constants as in the paper, Table 4."""
+  units = 1024
+  return dict(
+    rssm=dict(
+      deter=8192,
+      hidden=1024,
+      stoch=32,
+      classes=64,
+      blocks=8,
+      dyn_layers=1,
+      prior_layers=2,
+      post_layers=1,
+      unimix=0.01,
+      free_nats=1.0,
+    ),
+    encoder=dict(depth=64, mults=(2, 3, 4, 4), kernel=5, units=units, layers=3),
+    decoder=dict(
+      depth=64, mults=(2, 3, 4, 4), kernel=5, units=units, layers=3, blocks=8
+    ),
+    reward=dict(units=units, layers=1, bins=255, outscale=0.0),
+    cont=dict(units=units, layers=1, outscale=1.0),
+    policy=dict(
+      units=units, layers=3, minstd=0.1, maxstd=1.0, unimix=0.0, outscale=0.01
+    ),
+    value=dict(units=units, layers=3, bins=255, outscale=0.0),
+    slow_value=dict(rate=0.02, target=False),
+    loss_scales=dict(
+      decoder=1.0,
+      reward=1.0,
+      cont=1.0,
+      dyn=1.0,
+      rep=0.1,
+      policy=1.0,
+      value=1.0,
+      repval=0.3,
+    ),
+    imag_length=15,
+    horizon=333,
+    lam=0.95,
+    entropy=3e-4,
+    retnorm=dict(rate=0.01, limit=1.0, low=5.0, high=95.0),
+    opt=dict(
+      lr=4e-5,
+      agc=0.3,
+      beta2=0.999,
+      eps=1e-20,
+      momentum=0.9,
+      warmup=1000,
+      schedule='constant',
+      decay_steps=0,
+      weight_decay=0.0,
+    ),
+  )
+
+
+def _env() -> dict[str, Any]:
+  """One group a suite. Images are (height, width); a length of 0 is no limit.
+
+  stepping: workers (a process per environment), serial (one after another, in
+  this process) or auto (workers unless the suite calls its steps cheap). Atari
+  has its own threads. atari.actions: all or needed. atari.length and
+  gym.length are in frames, crafter.length in steps.
+  """
+  return dict(
+    stepping='auto',
+    atari=dict(
+      size=(96, 96),
+      repeat=4,
+      sticky=0.25,
+      gray=True,
+      actions='all',
+      noops=30,
+      pool=2,
+      length=108000,
+    ),
+    dmc=dict(repeat=1, size=(64, 64), image=False, proprio=True, camera=-1),
+    crafter=dict(size=(64, 64), length=10000),
+    gym=dict(size=(64, 64), repeat=1, length=0),
+  )

@@ -1,0 +1,16 @@
+"""DeepMind Control from proprioception: 1M steps, a small model."""
+
+import ml_collections
+
+from configs import presets as presets_lib
+from configs.base import base
+
+
+def get_config(presets: str = '') -> ml_collections.ConfigDict:
+  """The suite's configuration with `presets` applied in order."""
+  config = base()
+  config.task = 'dmc_walker_walk'
+  config.run.update(steps=1_100_000, train_ratio=1024.0, envs=16)
+  config.env.dmc.update(image=False, proprio=True)
+  presets_lib.apply(config, 'size1m')
+  return presets_lib.apply(config, presets)

@@ -1,0 +1,403 @@
+"""The agent: pure functions from states and batches to new states."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from dreamer_tpu.agent import (
+  losses,
+  normalizer,
+  openloop,
+  optimizer,
+  spaces,
+)
+from dreamer_tpu.agent.distributions import Categorical
+from dreamer_tpu.agent.heads import ScalarHead
+from dreamer_tpu.agent.model import Model
+
+Tree = dict[str, Any]
+Batch = Mapping[str, jax.Array]
+sg = jax.lax.stop_gradient
+
+
+class Agent:
+  """DreamerV3 as functions that `jax.jit` may compile.
+
+  The state is a nested dict of arrays: `params`, `slow_value`, `opt`,
+  `retnorm`, and the int32 counters `step` (updates) and `skipped`. The carry
+  of sequences is `deter` [N, D], `stoch` [N, S] class indices and `action`
+  per key, the last action.
+
+  Args:
+    obs_space: Per observation key.
+    act_space: Per action key.
+    config: `agent` of the configuration.
+    dtype: Compute dtype, float32 or bfloat16.
+    context: Steps at the start of a replayed sequence whose stored latents
+      replace the carry.
+  """
+
+  def __init__(
+    self,
+    obs_space: Mapping[str, spaces.Space],
+    act_space: Mapping[str, spaces.Space],
+    config: Any,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    context: int = 1,
+  ):
+    spaces.check(obs_space, act_space)
+    self.obs_space = dict(sorted(obs_space.items()))
+    self.act_space = dict(sorted(act_space.items()))
+    self.config = config
+    self.dtype = jnp.dtype(dtype)
+    self.context = context
+    self.optimizer = optimizer.make(config.opt)
+    model = nnx.eval_shape(lambda: self._make_model(jax.random.key(0)))
+    self._graph, self.variables = nnx.split(model, nnx.Param)
+    self._value_graph = nnx.split(model.value, nnx.Param)[0]
+
+  def _make_model(self, key: jax.Array) -> Model:
+    return Model(
+      self.obs_space,
+      self.act_space,
+      self.config,
+      dtype=self.dtype,
+      rngs=nnx.Rngs(params=key),
+    )
+
+  def _model(self, params: Tree) -> Model:
+    return nnx.merge(self._graph, params)
+
+  def init(self, key: jax.Array) -> Tree:
+    """A fresh state; run it under `jax.jit` with out-shardings."""
+    _, variables = nnx.split(self._make_model(key), nnx.Param)
+    params = nnx.to_pure_dict(variables)
+    return {
+      'params': params,
+      'slow_value': jax.tree.map(jnp.copy, params['value']),
+      'opt': self.optimizer.init(params),
+      'retnorm': normalizer.init(),
+      'step': jnp.zeros((), jnp.int32),
+      'skipped': jnp.zeros((), jnp.int32),
+    }
+
+  def initial_carry(self, batch: int) -> Tree:
+    """The carry of `batch` sequences before their first step."""
+    rssm = self.config.rssm
+    return {
+      'deter': jnp.zeros((batch, rssm.deter), self.dtype),
+      'stoch': jnp.zeros((batch, rssm.stoch), jnp.uint8),
+      'action': {
+        k: jnp.zeros((batch, *v.shape), v.dtype)
+        for k, v in self.act_space.items()
+      },
+    }
+
+  def latent_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of the latents that replay stores with every step."""
+    rssm = self.config.rssm
+    return {
+      'latent/deter': ((rssm.deter,), self.dtype.name),
+      'latent/stoch': ((rssm.stoch,), 'uint8'),
+    }
+
+  def policy(
+    self,
+    params: Tree,
+    carry: Tree,
+    obs: Batch,
+    key: jax.Array,
+    *,
+    mode: bool = False,
+  ) -> tuple[Tree, Tree, Tree]:
+    """One step of acting.
+
+    Args:
+      params: Parameters of at least the encoder, rssm and policy.
+      carry: Of N environments.
+      obs: [N, ...] per observation key, and `is_first` bool [N].
+      key: PRNG key.
+      mode: Whether to take the policy's mode instead of a sample.
+
+    Returns:
+      The new carry, the action [N, ...] per key, and the latents to store:
+      'latent/deter' [N, D] and 'latent/stoch' uint8 [N, S].
+    """
+    model = self._model(params)
+    state_key, action_key = jax.random.split(key)
+    obs = {k: v[:, None] for k, v in obs.items()}
+    state, last_action = self._unpack(carry)
+    _, states = model.rssm.observe(
+      state,
+      model.encoder(obs),
+      spaces.concat(self.act_space, last_action)[:, None],
+      obs['is_first'],
+      state_key,
+    )
+    state = jax.tree.map(lambda x: x[:, 0], states)
+    dist = model.policy(model.rssm.feat(state))
+    action = dist.sample(None if mode else action_key)
+    carry = self._pack(state, action)
+    latents = {f'latent/{k}': carry[k] for k in ('deter', 'stoch')}
+    return carry, action, latents
+
+  def train(
+    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array | None
+  ) -> tuple[Tree, Tree, Tree, Tree]:
+    """One update of all networks.
+
+    Args:
+      state: Of the agent.
+      carry: From the previous consecutive part of the same sequences.
+      batch: [B, K + T, ...] observations, actions, reward, is_first, is_last,
+        is_terminal, the latents if K > 0, and `consec` int32 [B], 0 where a
+        sequence starts; K = `context`.
+      key: PRNG key, or None to take modes.
+
+    Returns:
+      The new state and carry, the fresh latents [B, T, ...] to write back,
+      and scalar metrics.
+    """
+    carry, obs, last_action = self._contextualize(carry, batch)
+
+    def loss_fn(params):
+      return self._loss(
+        params,
+        state['slow_value'],
+        state['retnorm'],
+        carry,
+        obs,
+        last_action,
+        key,
+      )
+
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'])
+    carry, latents, retnorm, metrics, _ = aux
+    new, opt_metrics = self._apply(state, grads, retnorm)
+    return new, carry, latents, {**metrics, **opt_metrics}
+
+  def report(
+    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
+  ) -> tuple[Tree, Tree]:
+    """Losses of a batch without an update, and open-loop videos.
+
+    Takes the arguments of `train`.
+
+    Returns:
+      Scalar metrics, and 'openloop/KEY' uint8 [T, H, W, 3] per image key.
+    """
+    carry, obs, last_action = self._contextualize(carry, batch)
+    loss_key, video_key = jax.random.split(key)
+    _, (_, _, _, metrics, _) = self._loss(
+      state['params'],
+      state['slow_value'],
+      state['retnorm'],
+      carry,
+      obs,
+      last_action,
+      loss_key,
+    )
+    videos = openloop.videos(
+      self._model(state['params']),
+      self._unpack(carry)[0],
+      obs,
+      spaces.concat(self.act_space, last_action),
+      video_key,
+    )
+    return metrics, videos
+
+  def _contextualize(
+    self, carry: Tree, batch: Batch
+  ) -> tuple[Tree, Tree, Tree]:
+    """Cuts the context off and starts new sequences from stored latents."""
+    k = self.context
+    obs = {name: x[:, k:] for name, x in batch.items() if name != 'consec'}
+    actions = {name: batch[name] for name in self.act_space}
+    if k:
+      stored = {
+        'deter': batch['latent/deter'][:, k - 1],
+        'stoch': batch['latent/stoch'][:, k - 1],
+        'action': {name: x[:, k - 1] for name, x in actions.items()},
+      }
+      fresh = batch['consec'] == 0
+      carry = jax.tree.map(
+        lambda new, old: jnp.where(
+          fresh.reshape(-1, *[1] * (new.ndim - 1)), new, old
+        ),
+        stored,
+        carry,
+      )
+    last_action = {
+      name: jnp.concatenate([carry['action'][name][:, None], x[:, k:-1]], 1)
+      for name, x in actions.items()
+    }
+    return carry, obs, last_action
+
+  def _unpack(self, carry: Tree) -> tuple[Tree, Tree]:
+    classes = self.config.rssm.classes
+    stoch = jax.nn.one_hot(carry['stoch'], classes, dtype=self.dtype)
+    state = {'deter': carry['deter'].astype(self.dtype), 'stoch': stoch}
+    return state, carry['action']
+
+  def _pack(self, state: Tree, action: Tree) -> Tree:
+    stoch = jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
+    return sg({'deter': state['deter'], 'stoch': stoch, 'action': action})
+
+  def _loss(
+    self, params, slow_value, retnorm, carry, obs, last_action, key
+  ) -> tuple[jax.Array, tuple]:
+    """The scaled sum of all terms, and what goes along with it."""
+    model = self._model(params)
+    keys: Any = (None, None) if key is None else jax.random.split(key)
+    start, _ = self._unpack(carry)
+    states, terms, metrics = self._world_model(
+      model, start, obs, last_action, keys[0]
+    )
+    actor_terms, returns, retnorm, actor_metrics = self._actor_critic(
+      model, slow_value, retnorm, states, keys[1]
+    )
+    terms |= actor_terms
+    batch, length = obs['is_first'].shape
+    feat = model.rssm.feat(states)
+    terms['repval'] = losses.replay_value(
+      obs['is_last'],
+      obs['is_terminal'],
+      obs['reward'],
+      returns[:, 0].reshape(batch, length),
+      model.value(feat),
+      self._slow(slow_value)(sg(feat)),
+      self.config,
+    )
+    scales = self.config.loss_scales
+    means = {k: v.mean() for k, v in terms.items()}
+    loss = sum(
+      getattr(scales, 'decoder' if k in self.obs_space else k) * v
+      for k, v in means.items()
+    )
+    action = {k: obs[k] for k in self.act_space}
+    latents = self._pack(states, {})
+    carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
+    latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
+    metrics |= actor_metrics
+    metrics |= {f'loss/{k}': v for k, v in means.items()}
+    metrics['loss/total'] = loss
+    return loss, (carry, latents, retnorm, metrics, (terms, states))
+
+  def _world_model(self, model, start, obs, last_action, key):
+    """Posterior states of a batch and the losses of the world model."""
+    tokens = model.encoder(obs)
+    action = spaces.concat(self.act_space, last_action)
+    _, states = model.rssm.observe(start, tokens, action, obs['is_first'], key)
+    terms, metrics = losses.dynamics(
+      Categorical(logp=states['logp']),
+      model.rssm.prior_of(states['deter']),
+      self.config.rssm.free_nats,
+    )
+    feat = model.rssm.feat(states)
+    stoch = feat[..., model.rssm.deter :]
+    terms |= model.decoder.loss(model.decoder(states['deter'], stoch), obs)
+    terms['reward'] = model.reward(feat).loss(obs['reward'])
+    alive = 1 - obs['is_terminal'].astype(jnp.float32)
+    terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
+    return states, terms, metrics
+
+  def _actor_critic(self, model, slow_value, retnorm, states, key):
+    """Losses of actor and critic in imagination from every replayed state."""
+    start = {
+      k: sg(states[k].reshape(-1, *states[k].shape[2:]))
+      for k in ('deter', 'stoch')
+    }
+    feats, actions = self._imagine(model, start, key)
+    policy = model.policy(feats)
+    if key is None:  # rounding aside, a mode has no gradient of its mean
+      actions = policy.sample(None)
+    terms, returns, retnorm, metrics = losses.imagination(
+      actions,
+      model.reward(feats).mean(),
+      model.cont(feats).prob(),
+      policy,
+      model.value(feats),
+      self._slow(slow_value)(feats),
+      retnorm,
+      self.config,
+    )
+    return terms, returns, retnorm, metrics
+
+  def _slow(self, slow_value: Tree) -> ScalarHead:
+    return nnx.merge(self._value_graph, slow_value)
+
+  def _imagine(self, model, start, key):
+    """Rolls the policy out in the prior; nothing carries gradients.
+
+    Returns:
+      Features [N, H + 1, F] and actions [N, H + 1, ...].
+    """
+    frozen = nnx.merge(
+      self._graph, sg(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+    )
+    horizon = self.config.imag_length
+
+    def act(state, key):
+      feat = frozen.rssm.feat(state)
+      return feat, frozen.policy(feat).sample(key)
+
+    def step(state, key):
+      keys = (None, None) if key is None else jax.random.split(key)
+      feat, action = act(state, keys[0])
+      flat = spaces.concat(self.act_space, action)
+      state = frozen.rssm.imagine_step(state, flat, keys[1])
+      return state, (feat, action)
+
+    keys = None if key is None else jax.random.split(key, horizon + 1)
+    last_key = None if key is None else keys[-1]
+    scan_keys = None if key is None else keys[:-1]
+    last, outs = jax.lax.scan(step, start, scan_keys, length=horizon)
+    outs = jax.tree.map(
+      lambda xs, x: jnp.swapaxes(jnp.concatenate([xs, x[None]]), 0, 1),
+      outs,
+      act(last, last_key),
+    )
+    return sg(outs)
+
+  def _apply(
+    self, state: Tree, grads: Tree, retnorm: Tree
+  ) -> tuple[Tree, Tree]:
+    """The optimizer step; a non-finite gradient leaves the state as it is."""
+    culprit = optimizer.first_nonfinite(grads)
+    finite = culprit < 0
+    updates, opt = self.optimizer.update(grads, state['opt'], state['params'])
+    params = optax.apply_updates(state['params'], updates)
+    slow_value = optax.incremental_update(
+      params['value'], state['slow_value'], self.config.slow_value.rate
+    )
+    new = {
+      'params': params,
+      'slow_value': slow_value,
+      'opt': opt,
+      'retnorm': retnorm,
+    }
+    new = {
+      k: jax.tree.map(lambda n, o: jnp.where(finite, n, o), v, state[k])
+      for k, v in new.items()
+    }
+    new['step'] = state['step'] + 1
+    new['skipped'] = state['skipped'] + (1 - finite.astype(jnp.int32))
+    metrics = {
+      'opt/grad_norm': optax.global_norm(grads),
+      'opt/update_rms': rms(updates),
+      'opt/param_rms': rms(params),
+      'opt/skipped': new['skipped'],
+      'opt/nonfinite': culprit,
+    }
+    return new, metrics
+
+
+def rms(tree: Tree) -> jax.Array:
+  """Root mean square over all elements of a tree."""
+  count = sum(x.size for x in jax.tree.leaves(tree))
+  return optax.global_norm(tree) / jnp.sqrt(count)

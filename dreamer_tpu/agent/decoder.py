@@ -1,0 +1,155 @@
+"""From latent states back to observations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamer_tpu.agent import distributions, encoder, layers, spaces
+
+
+@chex.dataclass(frozen=True)
+class SquaredError:
+  """A point prediction. `prediction` is float32 [B, T, ...]."""
+
+  prediction: jax.Array
+
+  def loss(self, target: jax.Array) -> jax.Array:
+    """Squared error to `target` [B, T, ...], summed to [B, T]."""
+    target = target.astype(jnp.float32).reshape(self.prediction.shape)
+    error = jnp.square(self.prediction - target)
+    return error.sum(tuple(range(2, error.ndim)))
+
+
+class Decoder(nnx.Module):
+  """Vectors from an MLP, images from upsampling convolutions.
+
+  The image path starts from a grid of features that block-diagonal (from the
+  deterministic state) and dense (from the stochastic state) layers add up to.
+  """
+
+  def __init__(
+    self,
+    obs_space: Mapping[str, spaces.Space],
+    deter: int,
+    stoch: int,
+    config: Any,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.vectors = nnx.static(spaces.vectors(obs_space))
+    self.images = nnx.static(spaces.images(obs_space))
+    self.dtype = dtype
+    if self.vectors:
+      self.mlp = layers.MLP(
+        stoch + deter, config.units, config.layers, dtype=dtype, rngs=rngs
+      )
+      axes = ('features', 'outputs')
+      for key, space in self.vectors.items():
+        head = layers.Linear(
+          config.units, space.size, dtype=dtype, rngs=rngs, axes=axes
+        )
+        setattr(self, f'{name(key)}_out', head)
+    if self.images:
+      self._init_images(deter, stoch, config, dtype, rngs)
+
+  def _init_images(self, deter, stoch, config, dtype, rngs):
+    depths = [config.depth * mult for mult in config.mults]
+    self.grid = encoder.grid(self.images, len(depths))
+    self.blocks = config.blocks
+    height, width = self.grid
+    cells = height * width * depths[-1]
+    units = 2 * config.units
+    self.deter_in = layers.BlockLinear(
+      deter, cells, config.blocks, dtype=dtype, rngs=rngs
+    )
+    self.stoch_in = layers.Layer(stoch, units, dtype=dtype, rngs=rngs)
+    self.stoch_out = layers.Linear(units, cells, dtype=dtype, rngs=rngs)
+    self.norm = layers.Norm(depths[-1], axes=('channels',))
+    self.stages = len(depths) - 1
+    inputs = depths[-1]
+    for i, depth in reversed(list(enumerate(depths[:-1]))):
+      conv = layers.Conv(inputs, depth, config.kernel, dtype=dtype, rngs=rngs)
+      setattr(self, f'conv{i}', conv)
+      setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
+      inputs = depth
+    channels = sum(v.shape[-1] for v in self.images.values())
+    self.image_out = layers.Conv(
+      inputs, channels, config.kernel, dtype=dtype, rngs=rngs
+    )
+
+  def __call__(self, deter: jax.Array, stoch: jax.Array) -> dict[str, Any]:
+    """A prediction per observation key.
+
+    Args:
+      deter: [B, T, deter].
+      stoch: [B, T, flat stoch].
+
+    Returns:
+      `Categorical` for integers, `SquaredError` in symlog space for floats
+      and in [0, 1] for images.
+    """
+    heads: dict[str, Any] = {}
+    if self.vectors:
+      x = self.mlp(jnp.concatenate([stoch, deter], -1))
+      for key, space in self.vectors.items():
+        out = getattr(self, f'{name(key)}_out')(x).astype(jnp.float32)
+        if space.classes:
+          shape = (*out.shape[:2], *space.shape, space.classes)
+          heads[key] = distributions.Categorical.create(out.reshape(shape))
+        else:
+          shape = (*out.shape[:2], *space.shape)
+          heads[key] = SquaredError(prediction=out.reshape(shape))
+    if self.images:
+      pixels = self._upsample(deter, stoch)
+      ends = jnp.cumsum(jnp.array([v.shape[-1] for v in self.images.values()]))
+      parts = jnp.split(pixels, [int(x) for x in ends[:-1]], -1)
+      for key, part in zip(self.images, parts, strict=True):
+        heads[key] = SquaredError(prediction=part)
+    return heads
+
+  def _upsample(self, deter: jax.Array, stoch: jax.Array) -> jax.Array:
+    batch = deter.shape[:2]
+    height, width = self.grid
+    a = self.deter_in(deter).reshape(
+      batch[0] * batch[1], self.blocks, height, width, -1
+    )
+    a = jnp.moveaxis(a, 1, 3)  # each block holds its own channels of the grid
+    a = a.reshape(*a.shape[:3], -1)
+    b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
+    x = jax.nn.silu(self.norm(a + b))
+    for i in reversed(range(self.stages)):
+      x = getattr(self, f'conv{i}')(upsample(x))
+      x = jax.nn.silu(getattr(self, f'norm{i}')(x))
+    x = jax.nn.sigmoid(self.image_out(upsample(x)).astype(jnp.float32))
+    return x.reshape(*batch, *x.shape[1:])
+
+  def loss(
+    self, heads: Mapping[str, Any], obs: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Reconstruction loss per key, float32 [B, T] each."""
+    losses = {}
+    for key, head in heads.items():
+      if key in self.images:
+        losses[key] = head.loss(obs[key].astype(jnp.float32) / 255)
+      elif self.vectors[key].classes:
+        logp = head.log_prob(obs[key])
+        losses[key] = -logp.sum(tuple(range(2, logp.ndim)))
+      else:
+        target = distributions.symlog(obs[key].astype(jnp.float32))
+        losses[key] = head.loss(target)
+    return losses
+
+
+def name(key: str) -> str:
+  """A key as part of a parameter name, in which '/' separates modules."""
+  return key.replace('/', '.')
+
+
+def upsample(x: jax.Array) -> jax.Array:
+  """Nearest neighbour, twice the size: [N, h, w, c] -> [N, 2h, 2w, c]."""
+  return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)

@@ -1,0 +1,178 @@
+"""Distributions of the world model, the actor and the critic.
+
+All maths is float32. Every `sample` takes a PRNG key, or None for the mode.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+f32 = jnp.float32
+
+
+def symlog(x: jax.Array) -> jax.Array:
+  """sign(x) log(1 + |x|) (Eq. 9 of the paper)."""
+  return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: jax.Array) -> jax.Array:
+  """sign(x) (exp(|x|) - 1), the inverse of `symlog` (Eq. 9)."""
+  return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+@chex.dataclass(frozen=True)
+class Categorical:
+  """Independent categoricals over the last axis.
+
+  Attributes:
+    logp: float32 [..., classes] log-probabilities; build with
+      `Categorical.create`.
+  """
+
+  logp: jax.Array
+
+  @classmethod
+  def create(cls, logits: jax.Array, unimix: float = 0.0) -> 'Categorical':
+    """From logits [..., classes], mixed with `unimix` of the uniform."""
+    logp = jax.nn.log_softmax(logits.astype(f32))
+    if unimix:
+      probs = jnp.exp(logp) * (1 - unimix) + unimix / logits.shape[-1]
+      logp = jnp.log(probs)
+    return cls(logp=logp)
+
+  def sample(self, key: jax.Array | None) -> jax.Array:
+    """int32 [...] classes, by the Gumbel trick."""
+    if key is None:
+      return jnp.argmax(self.logp, -1).astype(jnp.int32)
+    noise = jax.random.gumbel(key, self.logp.shape, f32)
+    return jnp.argmax(self.logp + noise, -1).astype(jnp.int32)
+
+  def straight_through(self, noise: jax.Array | float) -> jax.Array:
+    """One-hot float32 [..., classes] with the gradient of the probabilities.
+
+    Args:
+      noise: Gumbel noise [..., classes], or 0.0 for the mode.
+    """
+    index = jnp.argmax(self.logp + noise, -1)
+    hard = jax.nn.one_hot(index, self.logp.shape[-1], dtype=f32)
+    probs = jnp.exp(self.logp)
+    return hard + (probs - jax.lax.stop_gradient(probs))
+
+  def log_prob(self, event: jax.Array) -> jax.Array:
+    """float32 [...] log-probability of int classes [...]."""
+    event = event.astype(jnp.int32)[..., None]
+    return jnp.take_along_axis(self.logp, event, -1)[..., 0]
+
+  def entropy(self) -> jax.Array:
+    """float32 [...] in nats."""
+    return -jnp.sum(jnp.exp(self.logp) * self.logp, -1)
+
+  def kl(self, other: 'Categorical') -> jax.Array:
+    """float32 [...] KL(self || other) in nats."""
+    return jnp.sum(jnp.exp(self.logp) * (self.logp - other.logp), -1)
+
+
+@chex.dataclass(frozen=True)
+class BoundedNormal:
+  """Independent normals with mean in (-1, 1) and bounded deviation.
+
+  Attributes:
+    mean: float32 [...].
+    std: float32 [...].
+  """
+
+  mean: jax.Array
+  std: jax.Array
+
+  @classmethod
+  def create(
+    cls, mean: jax.Array, std: jax.Array, low: float, high: float
+  ) -> 'BoundedNormal':
+    """From two unbounded network outputs; the deviation is in (low, high)."""
+    std = (high - low) * jax.nn.sigmoid(std.astype(f32) + 2.0) + low
+    return cls(mean=jnp.tanh(mean.astype(f32)), std=std)
+
+  def sample(self, key: jax.Array | None) -> jax.Array:
+    """float32 [...]; not clipped."""
+    if key is None:
+      return self.mean
+    return self.mean + self.std * jax.random.normal(key, self.mean.shape)
+
+  def log_prob(self, event: jax.Array) -> jax.Array:
+    """float32 [...] log-density of `event`."""
+    return jax.scipy.stats.norm.logpdf(event.astype(f32), self.mean, self.std)
+
+  def entropy(self) -> jax.Array:
+    """float32 [...] in nats."""
+    return 0.5 * jnp.log(2 * jnp.pi * jnp.e * jnp.square(self.std))
+
+
+def twohot_bins(count: int) -> jax.Array:
+  """float32 [count] symexp-spaced bins, mirrored around exactly 0.
+
+  Args:
+    count: Odd number of bins.
+  """
+  half = symexp(jnp.linspace(-20.0, 0.0, (count - 1) // 2 + 1, dtype=f32))
+  return jnp.concatenate([half, -half[:-1][::-1]])
+
+
+@chex.dataclass(frozen=True)
+class TwoHot:
+  """A scalar as a categorical over symexp bins (Eq. 10 of the paper).
+
+  Attributes:
+    logits: float32 [..., bins], an odd number of bins.
+  """
+
+  logits: jax.Array
+
+  def mean(self) -> jax.Array:
+    """float32 [...], exactly 0 for uniform logits.
+
+    Opposite bins are added first, since their products cancel only when
+    they meet.
+    """
+    count = self.logits.shape[-1]
+    middle = (count - 1) // 2
+    probs = jax.nn.softmax(self.logits)
+    weighted = probs * twohot_bins(count)
+    low, zero = weighted[..., :middle][..., ::-1], weighted[..., middle]
+    high = weighted[..., middle + 1 :]
+    return zero + jnp.sum(low + high, -1)
+
+  def loss(self, target: jax.Array) -> jax.Array:
+    """float32 [...] cross entropy to the two bins around `target` [...]."""
+    bins = twohot_bins(self.logits.shape[-1])
+    target = jax.lax.stop_gradient(target.astype(f32))
+    above = jnp.searchsorted(bins, target, side='right')
+    low = jnp.clip(above - 1, 0, len(bins) - 1)
+    high = jnp.clip(above, 0, len(bins) - 1)
+    to_low = jnp.abs(bins[low] - target)
+    to_high = jnp.abs(bins[high] - target)
+    same = low == high
+    to_low, to_high = jnp.where(same, 1.0, to_low), jnp.where(same, 1, to_high)
+    weight_low = to_high / (to_low + to_high)
+    logp = Categorical.create(self.logits)
+    return -(
+      weight_low * logp.log_prob(low) + (1 - weight_low) * logp.log_prob(high)
+    )
+
+
+@chex.dataclass(frozen=True)
+class Bernoulli:
+  """Attributes: logit: float32 [...] of the probability of one."""
+
+  logit: jax.Array
+
+  def prob(self) -> jax.Array:
+    """float32 [...] probability of one."""
+    return jax.nn.sigmoid(self.logit)
+
+  def loss(self, target: jax.Array) -> jax.Array:
+    """float32 [...] cross entropy to a probability [...]."""
+    target = target.astype(f32)
+    return -(
+      target * jax.nn.log_sigmoid(self.logit)
+      + (1 - target) * jax.nn.log_sigmoid(-self.logit)
+    )

@@ -1,0 +1,101 @@
+"""From observations to tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamer_tpu import errors
+from dreamer_tpu.agent import distributions, layers, spaces
+
+
+def grid(space_dict: Mapping[str, spaces.Space], stages: int) -> tuple:
+  """Height and width that remain of images after halving `stages` times.
+
+  Raises:
+    UserError: Images of different or unsuitable size.
+  """
+  sizes = {v.shape[:2] for v in space_dict.values()}
+  names = ', '.join(f"'{k}' {list(v.shape)}" for k, v in space_dict.items())
+  if len(sizes) > 1:
+    raise errors.UserError(f'Images must have one size in common: {names}.')
+  factor = 2**stages
+  left = tuple(size / factor for size in sizes.pop())
+  if any(x != int(x) or not 3 <= x <= 16 for x in left):
+    raise errors.UserError(
+      f'The encoder cannot take the image {names}: height and width must be '
+      f'multiples of {factor} from {3 * factor} to {16 * factor}; set the '
+      'size option of the environment.'
+    )
+  return tuple(int(x) for x in left)
+
+
+class Encoder(nnx.Module):
+  """Vectors through an MLP, images through convolutions."""
+
+  def __init__(
+    self,
+    obs_space: Mapping[str, spaces.Space],
+    config: Any,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.vectors = nnx.static(spaces.vectors(obs_space))
+    self.images = nnx.static(spaces.images(obs_space))
+    self.dtype = dtype
+    self.size = 0
+    if self.vectors:
+      inputs = sum(v.size for v in self.vectors.values())
+      self.mlp = layers.MLP(
+        inputs, config.units, config.layers, dtype=dtype, rngs=rngs
+      )
+      self.size += config.units
+    if self.images:
+      depths = [config.depth * mult for mult in config.mults]
+      height, width = grid(self.images, len(depths))
+      channels = sum(v.shape[-1] for v in self.images.values())
+      for i, depth in enumerate(depths):
+        conv = layers.Conv(
+          channels, depth, config.kernel, dtype=dtype, rngs=rngs
+        )
+        setattr(self, f'conv{i}', conv)
+        setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
+        channels = depth
+      self.stages = len(depths)
+      self.size += height * width * channels
+
+  def __call__(self, obs: Mapping[str, jax.Array]) -> jax.Array:
+    """Tokens [B, T, size] in the compute dtype.
+
+    Args:
+      obs: [B, T, ...] arrays of the observation space; others are ignored.
+    """
+    tokens = []
+    if self.vectors:
+      parts = {}
+      for key, space in self.vectors.items():
+        flat = spaces.flatten(space, obs[key])
+        parts[key] = flat if space.classes else distributions.symlog(flat)
+      x = jnp.concatenate(list(parts.values()), -1)
+      tokens.append(self.mlp(x.astype(self.dtype)))
+    if self.images:
+      tokens.append(self._convolve([obs[k] for k in self.images]))
+    return jnp.concatenate(tokens, -1)
+
+  def _convolve(self, images: list[jax.Array]) -> jax.Array:
+    pixels = jnp.concatenate(images, -1)
+    batch = pixels.shape[:2]
+    x = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype) / 255 - 0.5
+    for i in range(self.stages):
+      x = max_pool(getattr(self, f'conv{i}')(x))
+      x = jax.nn.silu(getattr(self, f'norm{i}')(x))
+    return x.reshape(*batch, -1)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """Maximum over 2x2 windows: [N, h, w, c] -> [N, h/2, w/2, c]."""
+  n, h, w, c = x.shape
+  return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))

@@ -1,0 +1,128 @@
+"""Predictions from `feat`: reward, continuation, value and policy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamer_tpu.agent import decoder, layers, spaces
+from dreamer_tpu.agent.distributions import (
+  Bernoulli,
+  BoundedNormal,
+  Categorical,
+  TwoHot,
+)
+
+AXES = ('features', 'outputs')
+
+
+class ScalarHead(nnx.Module):
+  """A scalar over symexp bins: the reward or the value."""
+
+  def __init__(
+    self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    kw = dict(dtype=dtype, rngs=rngs)
+    self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
+    self.out = layers.Linear(
+      config.units, config.bins, outscale=config.outscale, axes=AXES, **kw
+    )
+
+  def __call__(self, feat: jax.Array) -> TwoHot:
+    """[..., feat] -> distribution of a scalar [...]."""
+    return TwoHot(logits=self.out(self.mlp(feat)).astype(jnp.float32))
+
+
+class BinaryHead(nnx.Module):
+  """The probability that the episode goes on."""
+
+  def __init__(
+    self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    kw = dict(dtype=dtype, rngs=rngs)
+    self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
+    self.out = layers.Linear(
+      config.units, 1, outscale=config.outscale, axes=AXES, **kw
+    )
+
+  def __call__(self, feat: jax.Array) -> Bernoulli:
+    """[..., feat] -> distribution of a binary [...]."""
+    return Bernoulli(logit=self.out(self.mlp(feat))[..., 0].astype(jnp.float32))
+
+
+class PolicyHead(nnx.Module):
+  """A distribution per action key."""
+
+  def __init__(
+    self,
+    inputs: int,
+    act_space: Mapping[str, spaces.Space],
+    config: Any,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.spaces = nnx.static(dict(sorted(act_space.items())))
+    self.unimix = config.unimix
+    self.bounds = (config.minstd, config.maxstd)
+    kw = dict(dtype=dtype, rngs=rngs)
+    self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
+    kw |= dict(outscale=config.outscale, axes=AXES)
+    for key, space in self.spaces.items():
+      for part in ['logits'] if space.classes else ['mean', 'std']:
+        out = layers.Linear(config.units, space.size, **kw)
+        setattr(self, f'{decoder.name(key)}_{part}', out)
+
+  def __call__(self, feat: jax.Array) -> 'Policy':
+    """[..., feat] -> distributions of the action at each feature."""
+    x = self.mlp(feat)
+    dists: dict[str, Categorical | BoundedNormal] = {}
+    for key, space in self.spaces.items():
+      prefix = decoder.name(key)
+      batch = x.shape[:-1]
+      if space.classes:
+        logits = getattr(self, f'{prefix}_logits')(x)
+        logits = logits.reshape(*batch, *space.shape, space.classes)
+        dists[key] = Categorical.create(logits, self.unimix)
+      else:
+        mean = getattr(self, f'{prefix}_mean')(x).reshape(*batch, *space.shape)
+        std = getattr(self, f'{prefix}_std')(x).reshape(*batch, *space.shape)
+        dists[key] = BoundedNormal.create(mean, std, *self.bounds)
+    return Policy(dists, self.spaces)
+
+
+class Policy:
+  """Independent action distributions, one per key."""
+
+  def __init__(
+    self,
+    dists: Mapping[str, Categorical | BoundedNormal],
+    act_space: Mapping[str, spaces.Space],
+  ):
+    self.dists = dists
+    self.spaces = act_space
+
+  def sample(self, key: jax.Array | None) -> dict[str, jax.Array]:
+    """An action per key, [..., *space.shape]; the mode if `key` is None."""
+    keys: Any = [None] * len(self.dists)
+    if key is not None:
+      keys = jax.random.split(key, len(self.dists))
+    pairs = zip(self.dists.items(), keys, strict=True)
+    return {name: dist.sample(k) for (name, dist), k in pairs}
+
+  def log_prob(self, action: Mapping[str, jax.Array]) -> jax.Array:
+    """float32 [...], summed over keys and elements."""
+    return sum(
+      self._reduce(k, dist.log_prob(action[k]))
+      for k, dist in self.dists.items()
+    )
+
+  def entropy(self) -> dict[str, jax.Array]:
+    """float32 [...] per key, summed over elements, in nats."""
+    return {k: self._reduce(k, d.entropy()) for k, d in self.dists.items()}
+
+  def _reduce(self, key: str, x: jax.Array) -> jax.Array:
+    rank = len(self.spaces[key].shape)
+    return x.sum(tuple(range(x.ndim - rank, x.ndim)))

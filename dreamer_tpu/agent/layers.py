@@ -1,0 +1,176 @@
+"""Linear layers, convolutions and norms, with logical axis names.
+
+Parameters are float32; products run in the compute dtype. Every parameter
+carries `axes`, one logical name per dimension, from which the sharding rules
+derive where it lives.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Axes = tuple[str | None, ...]
+
+
+def truncated_normal(
+  key: jax.Array, shape: tuple[int, ...], fan_in: int, outscale: float = 1.0
+) -> jax.Array:
+  """float32 normal, cut at two standard deviations, of variance 1 / fan_in.
+
+  1.1368 restores the variance that the truncation takes away.
+  """
+  noise = jax.random.truncated_normal(key, -2.0, 2.0, shape)
+  return noise * (1.1368 * outscale / math.sqrt(fan_in))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+  """RMSNorm over the last axis in float32; same shape and dtype as `x`."""
+  wide = x.astype(jnp.float32)
+  power = jnp.mean(jnp.square(wide), -1, keepdims=True)
+  return (wide * (jax.lax.rsqrt(power + 1e-4) * scale)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+  """x @ kernel + bias: [..., inputs] -> [..., outputs]."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    axes: Axes = ('features', 'units'),
+    outscale: float = 1.0,
+  ):
+    kernel = truncated_normal(
+      rngs.params(), (inputs, outputs), inputs, outscale
+    )
+    self.kernel = nnx.Param(kernel, axes=axes)
+    self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:])
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    return x.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+
+
+class BlockLinear(nnx.Module):
+  """Block-diagonal linear layer: [..., inputs] -> [..., outputs].
+
+  The kernel is [blocks, inputs / blocks, outputs / blocks]; block g maps the
+  g-th slice of the input to the g-th slice of the output.
+  """
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    blocks: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    shape = (blocks, inputs // blocks, outputs // blocks)
+    kernel = truncated_normal(rngs.params(), shape, inputs)
+    self.kernel = nnx.Param(kernel, axes=('blocks', None, None))
+    self.bias = nnx.Param(jnp.zeros(outputs), axes=('block_units',))
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    return block_product(x.astype(self.dtype), kernel) + self.bias[...].astype(
+      self.dtype
+    )
+
+
+def block_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., g * i] times [g, i, o] -> [..., g * o], block by block."""
+  blocks, inputs, outputs = kernel.shape
+  chex.assert_axis_dimension(x, -1, blocks * inputs)
+  grouped = x.reshape(*x.shape[:-1], blocks, inputs)
+  product = jnp.einsum('...gi,gio->...go', grouped, kernel)
+  return product.reshape(*x.shape[:-1], blocks * outputs)
+
+
+class Conv(nnx.Module):
+  """Convolution, stride 1, 'same': [N, h, w, inputs] -> [N, h, w, outputs]."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    shape = (size, size, inputs, outputs)
+    kernel = truncated_normal(rngs.params(), shape, size * size * inputs)
+    axes = (None, None, 'in_channels', 'channels')
+    self.kernel = nnx.Param(kernel, axes=axes)
+    self.bias = nnx.Param(jnp.zeros(outputs), axes=('channels',))
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      self.kernel[...].astype(self.dtype),
+      window_strides=(1, 1),
+      padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y + self.bias[...].astype(self.dtype)
+
+
+class Norm(nnx.Module):
+  """RMSNorm with a learned scale, over the last axis."""
+
+  def __init__(self, size: int, *, axes: Axes = ('units',)):
+    self.scale = nnx.Param(jnp.ones(size), axes=axes)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return rms_norm(x, self.scale[...])
+
+
+class Layer(nnx.Module):
+  """Linear, RMSNorm, SiLU: [..., inputs] -> [..., units]."""
+
+  def __init__(
+    self, inputs: int, units: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    self.linear = Linear(inputs, units, dtype=dtype, rngs=rngs)
+    self.norm = Norm(units)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.activate(self.linear(x))
+
+  def activate(self, x: jax.Array) -> jax.Array:
+    """The norm and the SiLU alone, for a product made elsewhere."""
+    return jax.nn.silu(self.norm(x))
+
+
+class MLP(nnx.Module):
+  """`layers` layers of `units`: [..., inputs] -> [..., units]."""
+
+  def __init__(
+    self,
+    inputs: int,
+    units: int,
+    layers: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.layers = layers
+    for i in range(layers):
+      layer = Layer(inputs if i == 0 else units, units, dtype=dtype, rngs=rngs)
+      setattr(self, f'layer{i}', layer)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for i in range(self.layers):
+      x = getattr(self, f'layer{i}')(x)
+    return x

@@ -1,0 +1,150 @@
+"""The terms of the loss (Section 'Methods' of the paper)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dreamer_tpu.agent import normalizer
+from dreamer_tpu.agent.distributions import Categorical, TwoHot
+from dreamer_tpu.agent.heads import Policy
+from dreamer_tpu.agent.returns import lambda_return
+
+Losses = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+sg = jax.lax.stop_gradient
+
+
+def dynamics(
+  post: Categorical, prior: Categorical, free_nats: float
+) -> tuple[Losses, Metrics]:
+  """KL balancing with free nats (Eq. 5): `dyn` and `rep`, [B, T] each.
+
+  Args:
+    post: Posterior over [B, T, S, C].
+    prior: Prior over [B, T, S, C].
+    free_nats: Nats below which there is no gradient.
+  """
+  stop = lambda dist: jax.tree.map(sg, dist)
+  dyn = stop(post).kl(prior).sum(-1)
+  rep = post.kl(stop(prior)).sum(-1)
+  losses = {
+    'dyn': jnp.maximum(free_nats, dyn),
+    'rep': jnp.maximum(free_nats, rep),
+  }
+  metrics = {
+    'dyn/kl': dyn.mean(),
+    'dyn/prior_entropy': prior.entropy().sum(-1).mean(),
+    'dyn/post_entropy': post.entropy().sum(-1).mean(),
+  }
+  return losses, metrics
+
+
+def imagination(
+  actions: Mapping[str, jax.Array],
+  reward: jax.Array,
+  cont: jax.Array,
+  policy: Policy,
+  value: TwoHot,
+  slow: TwoHot,
+  retnorm: normalizer.State,
+  config: Any,
+) -> tuple[Losses, jax.Array, normalizer.State, Metrics]:
+  """Actor and critic losses on imagined trajectories (Eqs. 7, 8, 11).
+
+  Args:
+    actions: [N, H + 1, ...] per key, without gradients.
+    reward: [N, H + 1] predicted rewards.
+    cont: [N, H + 1] predicted continue probabilities, discount included.
+    policy: At the [N, H + 1] features.
+    value: Fast critic at the features.
+    slow: Slow critic at the features.
+    retnorm: State of the return normalizer.
+    config: `agent` of the configuration.
+
+  Returns:
+    `policy` and `value` losses [N, H], returns [N, H], the new normalizer
+    state and metrics.
+  """
+  chex.assert_equal_shape([reward, cont])
+  value_mean, slow_mean = value.mean(), slow.mean()
+  target = slow_mean if config.slow_value.target else value_mean
+  weight = sg(jnp.cumprod(cont, 1))
+  last = jnp.zeros_like(cont)
+  returns = lambda_return(last, 1 - cont, reward, target, 1.0, config.lam)
+  norm = config.retnorm
+  retnorm = normalizer.update(
+    retnorm, returns, rate=norm.rate, low=norm.low, high=norm.high
+  )
+  scale = normalizer.scale(retnorm, norm.limit)
+  advantage = sg((returns - target[:, :-1]) / scale)
+
+  logp = policy.log_prob(sg(dict(actions)))[:, :-1]
+  entropy = {k: v[:, :-1] for k, v in policy.entropy().items()}
+  bonus = config.entropy * sum(entropy.values())
+  losses = {'policy': weight[:, :-1] * -(logp * advantage + bonus)}
+  losses['value'] = weight[:, :-1] * value_loss(value, slow_mean, returns)
+  metrics = {
+    'ret/mean': returns.mean(),
+    'ret/min': returns.min(),
+    'ret/max': returns.max(),
+    'ret/low': retnorm['low'],
+    'ret/high': retnorm['high'],
+    'ret/scale': scale,
+    'ret/beyond_scale': (jnp.abs(returns) >= scale).mean(),
+    'adv/mean': advantage.mean(),
+    'adv/std': advantage.std(),
+    'adv/magnitude': jnp.abs(advantage).mean(),
+    'imag/reward': reward.mean(),
+    'imag/cont': cont.mean(),
+    'imag/value': value_mean.mean(),
+    'imag/slow_value': slow_mean.mean(),
+    'imag/weight': weight.mean(),
+    **{f'policy/entropy/{k}': v.mean() for k, v in entropy.items()},
+  }
+  return losses, sg(returns), retnorm, metrics
+
+
+def replay_value(
+  last: jax.Array,
+  term: jax.Array,
+  reward: jax.Array,
+  boot: jax.Array,
+  value: TwoHot,
+  slow: TwoHot,
+  config: Any,
+) -> jax.Array:
+  """Critic loss on replayed rewards, bootstrapped by imagined returns.
+
+  Args:
+    last: [B, T] true where an episode ends for any reason.
+    term: [B, T] true where it terminated.
+    reward: [B, T] replayed rewards.
+    boot: [B, T] imagined return from each replayed state.
+    value: Fast critic at the replayed features; gradients reach them.
+    slow: Slow critic at the same features.
+    config: `agent` of the configuration.
+
+  Returns:
+    float32 [B, T - 1].
+  """
+  discount = 1 - 1 / config.horizon
+  returns = lambda_return(last, term, reward, boot, discount, config.lam)
+  weight = 1 - last.astype(jnp.float32)
+  return weight[:, :-1] * value_loss(value, slow.mean(), returns)
+
+
+def value_loss(
+  value: TwoHot, slow_mean: jax.Array, returns: jax.Array
+) -> jax.Array:
+  """Cross entropy to the return and to the slow critic, [N, T - 1].
+
+  Args:
+    value: Fast critic at T features.
+    slow_mean: [N, T] predictions of the slow critic.
+    returns: [N, T - 1]; the last step has none.
+  """
+  value = TwoHot(logits=value.logits[:, :-1])
+  return value.loss(returns) + value.loss(slow_mean[:, :-1])

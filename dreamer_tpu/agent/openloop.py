@@ -1,0 +1,97 @@
+"""Open-loop videos: what the world model foresees, next to what came."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreamer_tpu.agent.model import Model
+
+SEQUENCES = 6
+GREEN, RED = (0, 255, 0), (255, 0, 0)
+
+
+def videos(
+  model: Model,
+  start: Mapping[str, jax.Array],
+  obs: Mapping[str, jax.Array],
+  last_action: jax.Array,
+  key: jax.Array,
+) -> dict[str, jax.Array]:
+  """Observes the first half of some sequences and imagines the second.
+
+  Args:
+    model: The agent's networks.
+    start: State [B, ...] before the first step.
+    obs: [B, T, ...] observations.
+    last_action: float32 [B, T, A], the action that led to each step.
+    key: PRNG key.
+
+  Returns:
+    'openloop/KEY' uint8 [T, 3 H, B W, 3] per image key: truth, prediction and
+    error from top to bottom, sequences side by side, a green border while
+    observing and a red one while imagining.
+  """
+  if not model.decoder.images:
+    return {}
+  cut = lambda x: x[:SEQUENCES]
+  start, obs, last_action = jax.tree.map(
+    cut, (dict(start), dict(obs), last_action)
+  )
+  states = _states(model, start, obs, last_action, key)
+  stoch = states['stoch'].reshape(*states['stoch'].shape[:2], -1)
+  heads = model.decoder(states['deter'], stoch)
+  half = last_action.shape[1] // 2
+  return {
+    f'openloop/{k}': grid(obs[k], heads[k].prediction, half)
+    for k in model.decoder.images
+  }
+
+
+def _states(model, start, obs, last_action, key) -> dict[str, Any]:
+  half = last_action.shape[1] // 2
+  first = {k: v[:, :half] for k, v in obs.items()}
+  observe_key, imagine_key = jax.random.split(key)
+  state, observed = model.rssm.observe(
+    start,
+    model.encoder(first),
+    last_action[:, :half],
+    first['is_first'],
+    observe_key,
+  )
+
+  def step(state, inputs):
+    state = model.rssm.imagine_step(state, *inputs)
+    return state, state
+
+  rest = jnp.swapaxes(last_action[:, half:], 0, 1)
+  keys = jax.random.split(imagine_key, len(rest))
+  _, imagined = jax.lax.scan(step, state, (rest, keys))
+  return {
+    k: jnp.concatenate([observed[k], jnp.swapaxes(imagined[k], 0, 1)], 1)
+    for k in ('deter', 'stoch')
+  }
+
+
+def grid(truth: jax.Array, prediction: jax.Array, half: int) -> jax.Array:
+  """Lays out [B, T, H, W, C] images as one video [T, 3 H, B W, 3].
+
+  Args:
+    truth: uint8 images.
+    prediction: float32 images in [0, 1].
+    half: Steps that were observed; the others were imagined.
+  """
+  truth = truth.astype(jnp.float32)
+  prediction = prediction * 255
+  error = (prediction - truth + 255) / 2
+  frames = jnp.concatenate([truth, prediction, error], 2)
+  frames = jnp.clip(frames, 0, 255).astype(jnp.uint8)
+  if frames.shape[-1] != 3:
+    frames = jnp.repeat(frames[..., :1], 3, -1)
+  batch, steps, height, width, _ = frames.shape
+  observed = (jnp.arange(steps) < half)[:, None, None, None]
+  color = jnp.where(observed, jnp.array(GREEN), jnp.array(RED))
+  inside = jnp.zeros((height, width, 1), bool).at[2:-2, 2:-2].set(True)
+  frames = jnp.where(inside, frames, color.astype(jnp.uint8))
+  return jnp.moveaxis(frames, 0, 2).reshape(steps, height, batch * width, 3)

@@ -1,0 +1,217 @@
+"""The world model's state and how it moves on.
+
+The state of a sequence is `deter` [B, D] and `stoch` [B, S, C], a one-hot per
+row of C classes. The loop over time does only what is recurrent: action and
+token projections, noise and the prior are computed for all steps at once.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamer_tpu.agent import layers
+from dreamer_tpu.agent.distributions import Categorical
+
+State = dict[str, jax.Array]
+sg = jax.lax.stop_gradient
+
+
+class RSSM(nnx.Module):
+  """Recurrent state-space model with a block GRU (Appendix B)."""
+
+  def __init__(
+    self,
+    tokens: int,
+    action: int,
+    config: Any,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.deter = config.deter
+    self.stoch = (config.stoch, config.classes)
+    self.hidden = config.hidden
+    self.blocks = config.blocks
+    self.unimix = config.unimix
+    self.dtype = dtype
+    kw = dict(dtype=dtype, rngs=rngs)
+    flat = config.stoch * config.classes
+    units = config.hidden
+    self.in_deter = layers.Layer(self.deter, units, **kw)
+    self.in_stoch = layers.Layer(flat, units, **kw)
+    self.in_action = layers.Layer(action, units, **kw)
+    self.dyn_layers = config.dyn_layers
+    inputs = self.deter + self.blocks * 3 * units
+    for i in range(config.dyn_layers):
+      hidden = layers.BlockLinear(inputs, self.deter, self.blocks, **kw)
+      setattr(self, f'hidden{i}', hidden)
+      norm = layers.Norm(self.deter, axes=('block_units',))
+      setattr(self, f'hidden{i}_norm', norm)
+      inputs = self.deter
+    self.gru = layers.BlockLinear(inputs, 3 * self.deter, self.blocks, **kw)
+    self.prior = layers.MLP(self.deter, units, config.prior_layers, **kw)
+    self.prior_logits = layers.Linear(
+      units, flat, axes=('features', 'stoch'), **kw
+    )
+    self.post = layers.MLP(self.deter + tokens, units, config.post_layers, **kw)
+    self.post_logits = layers.Linear(
+      units, flat, axes=('features', 'stoch'), **kw
+    )
+
+  @property
+  def feat_size(self) -> int:
+    """Size of `feat`."""
+    return self.deter + self.stoch[0] * self.stoch[1]
+
+  def initial(self, batch: int) -> State:
+    """The state before the first step: all zeros."""
+    return {
+      'deter': jnp.zeros((batch, self.deter), self.dtype),
+      'stoch': jnp.zeros((batch, *self.stoch), self.dtype),
+    }
+
+  def observe(
+    self,
+    state: State,
+    tokens: jax.Array,
+    action: jax.Array,
+    reset: jax.Array,
+    key: jax.Array | None,
+  ) -> tuple[State, State]:
+    """Posterior states of T observed steps (Eq. 3).
+
+    Args:
+      state: `deter` [B, D] and `stoch` [B, S, C] before the first step.
+      tokens: [B, T, F] from the encoder.
+      action: float32 [B, T, A], the action that led to each step.
+      reset: bool [B, T], true where an episode starts.
+      key: PRNG key, or None to take modes.
+
+    Returns:
+      The last state, and `deter` [B, T, D], `stoch` [B, T, S, C] and `logp`
+      float32 [B, T, S, C] of the posterior at all steps.
+    """
+    chex.assert_rank([tokens, action, reset], [3, 3, 2])
+    action = action * ~reset[..., None]
+    action_part = self._action_part(action)
+    token_part = self._token_part(tokens)
+    shape = (*tokens.shape[:2], *self.stoch)
+    noise = None if key is None else jax.random.gumbel(key, shape, jnp.float32)
+
+    def step(state, inputs):
+      action_part, token_part, keep, noise = inputs
+      deter = state['deter'] * keep[:, None]
+      stoch = state['stoch'] * keep[:, None, None]
+      deter = self._recur(deter, stoch, action_part)
+      post = self._posterior(deter, token_part)
+      stoch = post.straight_through(0.0 if noise is None else noise)
+      state = {'deter': deter, 'stoch': stoch.astype(self.dtype)}
+      return state, {**state, 'logp': post.logp}
+
+    keep = (~reset).astype(self.dtype)
+    inputs = jax.tree.map(time_first, (action_part, token_part, keep, noise))
+    state, states = jax.lax.scan(step, state, inputs)
+    return state, jax.tree.map(time_first, states)
+
+  def imagine_step(
+    self, state: State, action: jax.Array, key: jax.Array | None
+  ) -> State:
+    """One step of the prior: the next `deter` [B, D] and `stoch` [B, S, C].
+
+    Args:
+      state: The current state.
+      action: float32 [B, A] taken in it.
+      key: PRNG key, or None to take modes.
+    """
+    deter = self._recur(
+      state['deter'], state['stoch'], self._action_part(action)
+    )
+    prior = self.prior_of(deter)
+    index = prior.sample(key)
+    stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
+    return {'deter': deter, 'stoch': stoch}
+
+  def prior_of(self, deter: jax.Array) -> Categorical:
+    """The prior over `stoch`, [..., S, C], given `deter` [..., D] (Eq. 3)."""
+    return self._categorical(self.prior_logits(self.prior(deter)))
+
+  def feat(self, state: State) -> jax.Array:
+    """[..., D + S * C]: what all heads see."""
+    deter, stoch = state['deter'], state['stoch']
+    return jnp.concatenate([deter, flatten(stoch)], -1)
+
+  def _categorical(self, logits: jax.Array) -> Categorical:
+    logits = logits.reshape(*logits.shape[:-1], *self.stoch)
+    return Categorical.create(logits, self.unimix)
+
+  def _action_part(self, action: jax.Array) -> jax.Array:
+    """What the action adds to the first hidden layer, bias included."""
+    action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
+    x = self.in_action(action.astype(self.dtype))
+    kernel = self._hidden_kernels()[2]
+    bias = self.hidden0.bias[...].astype(self.dtype)
+    return shared_product(x, kernel) + bias
+
+  def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first hidden kernel [g, i, o] cut by input: deter, state, action.
+
+    Every block sees its own slice of `deter` and all of the three inputs.
+    """
+    kernel = self.hidden0.kernel[...].astype(self.dtype)
+    own = self.deter // self.blocks
+    cuts = [own, own + 2 * self.hidden]
+    return tuple(jnp.split(kernel, cuts, axis=1))
+
+  def _recur(
+    self, deter: jax.Array, stoch: jax.Array, action_part: jax.Array
+  ) -> jax.Array:
+    """The block GRU (Appendix B): `deter` [B, D] of the next step."""
+    state = jnp.concatenate(
+      [self.in_deter(deter), self.in_stoch(flatten(stoch))], -1
+    )
+    own, shared, _ = self._hidden_kernels()
+    x = layers.block_product(deter, own) + shared_product(state, shared)
+    x = jax.nn.silu(self.hidden0_norm(x + action_part))
+    for i in range(1, self.dyn_layers):
+      x = getattr(self, f'hidden{i}')(x)
+      x = jax.nn.silu(getattr(self, f'hidden{i}_norm')(x))
+    gates = self.gru(x).reshape(-1, self.blocks, 3, self.deter // self.blocks)
+    reset, candidate, update = (
+      gates[:, :, i].reshape(deter.shape) for i in range(3)
+    )
+    candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+    update = jax.nn.sigmoid(update - 1)
+    return update * candidate + (1 - update) * deter
+
+  def _token_part(self, tokens: jax.Array) -> jax.Array:
+    """What the tokens add to the first posterior layer, bias included."""
+    linear = self.post.layer0.linear
+    kernel = linear.kernel[...][self.deter :].astype(self.dtype)
+    return tokens @ kernel + linear.bias[...].astype(self.dtype)
+
+  def _posterior(self, deter: jax.Array, token_part: jax.Array) -> Categorical:
+    first = self.post.layer0
+    kernel = first.linear.kernel[...][: self.deter].astype(self.dtype)
+    x = first.activate(deter @ kernel + token_part)
+    for i in range(1, self.post.layers):
+      x = getattr(self.post, f'layer{i}')(x)
+    return self._categorical(self.post_logits(x))
+
+
+def shared_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., i] times every block of [g, i, o] -> [..., g * o]."""
+  product = jnp.einsum('...i,gio->...go', x, kernel)
+  return product.reshape(*x.shape[:-1], -1)
+
+
+def flatten(stoch: jax.Array) -> jax.Array:
+  """[..., S, C] -> [..., S * C]."""
+  return stoch.reshape(*stoch.shape[:-2], -1)
+
+
+def time_first(x: jax.Array) -> jax.Array:
+  """Swaps batch and time: [B, T, ...] <-> [T, B, ...]."""
+  return jnp.swapaxes(x, 0, 1)

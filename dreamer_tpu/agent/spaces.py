@@ -1,0 +1,102 @@
+"""What the agent needs to know of an observation or an action."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer_tpu import errors
+
+RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+  """One array of an observation or an action, without the batch axis.
+
+  Attributes:
+    shape: Its shape.
+    dtype: NumPy name of its dtype.
+    classes: Number of values of an integer element, 0 if it is continuous.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  classes: int = 0
+
+  @property
+  def is_image(self) -> bool:
+    """uint8 of rank 3 [height, width, channels] is an image."""
+    return self.dtype == 'uint8' and len(self.shape) == 3
+
+  @property
+  def size(self) -> int:
+    """Number of features it becomes: elements, times classes if integer."""
+    return math.prod(self.shape) * max(1, self.classes)
+
+
+def check(obs: Mapping[str, Space], act: Mapping[str, Space]) -> None:
+  """Refuses spaces that no encoder, decoder or policy head can take.
+
+  Raises:
+    UserError: Names the first such key, its space and what is possible.
+  """
+  if not obs:
+    raise errors.UserError('The observation space is empty.')
+  if not act:
+    raise errors.UserError('The action space is empty.')
+  for key, space in obs.items():
+    if key in RESERVED or key in act:
+      raise errors.UserError(
+        f"The observation '{key}' has a reserved name: rename it "
+        f'(reserved: {", ".join([*RESERVED, *act])}).'
+      )
+    if not space.is_image and len(space.shape) > 2:
+      raise errors.UserError(
+        f"The observation '{key}' ({space.dtype}{list(space.shape)}) is "
+        'neither an image (uint8 of rank 3) nor a vector (rank 0 to 2).'
+      )
+  for key, space in act.items():
+    floating = np.issubdtype(np.dtype(space.dtype), np.floating)
+    if len(space.shape) > 1 or (space.classes == 0) != floating:
+      raise errors.UserError(
+        f"The action '{key}' ({space.dtype}{list(space.shape)}) is neither "
+        'categorical (integer) nor continuous (float) of rank 0 or 1.'
+      )
+
+
+def vectors(spaces: Mapping[str, Space]) -> dict[str, Space]:
+  """The spaces that are not images, sorted by key."""
+  return {k: v for k, v in sorted(spaces.items()) if not v.is_image}
+
+
+def images(spaces: Mapping[str, Space]) -> dict[str, Space]:
+  """The spaces that are images, sorted by key."""
+  return {k: v for k, v in sorted(spaces.items()) if v.is_image}
+
+
+def flatten(space: Space, x: jax.Array) -> jax.Array:
+  """Features of an array: integers one-hot, floats as they are.
+
+  Args:
+    space: Its space.
+    x: [..., *space.shape].
+
+  Returns:
+    float32 [..., space.size].
+  """
+  batch = x.shape[: x.ndim - len(space.shape)]
+  if space.classes:
+    x = jax.nn.one_hot(x, space.classes)
+  return x.astype(jnp.float32).reshape(*batch, space.size)
+
+
+def concat(
+  spaces: Mapping[str, Space], arrays: Mapping[str, jax.Array]
+) -> jax.Array:
+  """All arrays of some spaces as one float32 vector, in sorted key order."""
+  parts = [flatten(space, arrays[k]) for k, space in sorted(spaces.items())]
+  return jnp.concatenate(parts, -1)

@@ -1,0 +1,163 @@
+"""The wrapper chain: every environment of every suite goes through it.
+
+`wrap` gives an environment whose observations and actions are flat dicts of
+the spaces in `spaces.py`, and that checks each value it is handed.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+
+from dreamer_tpu.envs import spaces
+from dreamer_tpu.errors import UserError
+
+
+def wrap(env: gymnasium.Env, task: str) -> gymnasium.Env:
+  """The environment with normalised, flat and checked spaces.
+
+  Args:
+    env: any Gymnasium environment.
+    task: its name, for messages.
+
+  Returns:
+    An environment with Dict observation and action spaces of the agent's
+    kinds (see `spaces.py`), float32 rewards and no infos but log/... scalars.
+
+  Raises:
+    UserError: a space that the agent cannot take.
+  """
+  try:
+    env = DictObservation(DictAction(env), task)
+    spaces.check_names(env.observation_space.spaces, env.action_space.spaces)
+  except UserError as error:
+    raise UserError(f'task {task}: {error}') from error
+  return env
+
+
+class DictAction(gymnasium.ActionWrapper):
+  """Takes a flat dict of normalised actions and acts with the original."""
+
+  def __init__(self, env: gymnasium.Env):
+    super().__init__(env)
+    leaves = spaces.flatten(env.action_space, 'action')
+    self._convert = {}
+    merged: dict[str, gymnasium.Space] = {}
+    for name, space in leaves.items():
+      parts, self._convert[name] = spaces.action_leaf(name, space)
+      merged |= parts
+    self.action_space = Dict(merged)
+
+  def action(self, action: dict[str, np.ndarray]) -> Any:
+    return self._build(self.env.action_space, action, 'action')
+
+  def _build(self, space: gymnasium.Space, action: dict, path: str) -> Any:
+    if not isinstance(space, Dict):
+      return self._convert[path](action)
+    prefix = '' if space is self.env.action_space else f'{path}/'
+    return {
+      name: self._build(child, action, f'{prefix}{name}')
+      for name, child in space.spaces.items()
+    }
+
+
+class DictObservation(gymnasium.Wrapper):
+  """Returns a flat dict of normalised observations, each of them checked."""
+
+  def __init__(self, env: gymnasium.Env, task: str):
+    super().__init__(env)
+    self._task = task
+    self._given = env.observation_space
+    self._key = spaces.observation_key(self._given)
+    self._convert = {}
+    merged = {}
+    for name, space in spaces.flatten(self._given, self._key).items():
+      merged[name], self._convert[name] = spaces.observation_leaf(name, space)
+    self.observation_space = Dict(merged)
+
+  def reset(self, *, seed=None, options=None):
+    obs, info = self.env.reset(seed=seed, options=options)
+    return self._observation(obs), self._logged(info)
+
+  def step(self, action):
+    obs, reward, terminated, truncated, info = self.env.step(action)
+    reward = float(reward)
+    if not np.isfinite(reward):
+      raise UserError(f'task {self._task}: the reward is {reward}')
+    obs = self._observation(obs)
+    return obs, reward, bool(terminated), bool(truncated), self._logged(info)
+
+  def _observation(self, value: Any) -> dict[str, np.ndarray]:
+    name = ''
+    try:
+      parts = spaces.flatten_value(self._given, value, self._key)
+      result = {}
+      for name, part in parts.items():
+        result[name] = self._convert[name](part)
+      return result
+    except (ValueError, TypeError) as error:
+      which = f'observation {name!r}' if name else 'the observation'
+      raise UserError(f'task {self._task}: {which} {error}') from error
+
+  def _logged(self, info: dict[str, Any]) -> dict[str, float]:
+    known = self.observation_space.spaces
+    return {
+      name: float(value)
+      for name, value in info.items()
+      if name.startswith(spaces.LOG)
+      and name not in known
+      and np.ndim(value) == 0
+    }
+
+
+class ResizeImages(gymnasium.ObservationWrapper):
+  """Resizes uint8 images, whether they stand alone or in a Dict."""
+
+  def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
+    super().__init__(env)
+    self._size = tuple(size)
+    self._given = env.observation_space
+    self.observation_space = self._space(self._given)
+
+  def observation(self, observation: Any) -> Any:
+    return self._resize(self._given, observation)
+
+  def _space(self, space: gymnasium.Space) -> gymnasium.Space:
+    if isinstance(space, Dict):
+      return Dict({k: self._space(v) for k, v in space.spaces.items()})
+    if not _is_image(space):
+      return space
+    return Box(0, 255, (*self._size, *space.shape[2:]), np.uint8)
+
+  def _resize(self, space: gymnasium.Space, value: Any) -> Any:
+    if isinstance(space, Dict):
+      return {k: self._resize(v, value[k]) for k, v in space.spaces.items()}
+    return resize(value, self._size) if _is_image(space) else value
+
+
+def _is_image(space: gymnasium.Space) -> bool:
+  return (
+    isinstance(space, Box)
+    and space.dtype == np.uint8
+    and len(space.shape) in (2, 3)
+  )
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes uint8 [H, W] or [H, W, C] to (height, width), antialiased."""
+  from PIL import Image
+
+  image = np.asarray(image)
+  if image.shape[:2] == tuple(size):
+    return image
+  planes = image.reshape((*image.shape[:2], -1))
+  resized = [
+    np.asarray(
+      Image.fromarray(np.ascontiguousarray(planes[..., i])).resize(
+        (size[1], size[0]), Image.Resampling.BILINEAR
+      )
+    )
+    for i in range(planes.shape[-1])
+  ]
+  return np.stack(resized, -1).reshape((*size, *image.shape[2:]))

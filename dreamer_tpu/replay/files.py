@@ -1,0 +1,203 @@
+"""Immutable files of replay rows: written once, checked, never changed.
+
+A file is a row of .npy arrays, one after the other (readable with successive
+`np.load(file)`, no pickle): first `runs`, int64 [r, 3] with (serial, start,
+stop) of each run of rows, then one array [rows, ...] per key. Keys are in the
+order that the manifest states.
+"""
+
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dreamer_tpu.errors import UserError
+
+_NAME = re.compile(r'(tmp-)?((?:steps|latents)-(\d+)-\d+\.npys)')
+
+
+class ReplayCorrupt(UserError):
+  """A saved replay cannot be restored as it was."""
+
+
+def shard_folder(shard: int) -> str:
+  """Returns the folder of a shard inside the replay directory."""
+  return f'{shard:04d}'
+
+
+def file_name(shard: int, kind: str, generation: int, index: int) -> str:
+  """Returns the name of a file, relative to the replay directory."""
+  return f'{shard_folder(shard)}/{kind}-{generation:04d}-{index:08d}.npys'
+
+
+def listing(
+  directory: epath.PathLike, shard: int
+) -> list[tuple[str, int, bool]]:
+  """Returns (name, generation, whether unfinished) of each file of a shard."""
+  folder = shard_folder(shard)
+  path = epath.Path(directory) / folder
+  if not path.exists():
+    return []
+  matches = [_NAME.fullmatch(entry.name) for entry in path.iterdir()]
+  return [
+    (f'{folder}/{match[2]}', int(match[3]), bool(match[1]))
+    for match in matches
+    if match
+  ]
+
+
+def write_file(
+  path: epath.Path, arrays: Iterable[np.ndarray]
+) -> tuple[int, int]:
+  """Writes a file so that it is either there in full or not at all.
+
+  Args:
+    path: Its final path, in an existing folder.
+    arrays: The arrays, native dtypes.
+
+  Returns:
+    Size in bytes and CRC-32.
+
+  Raises:
+    OSError: If the disk is full, the folder read-only, ...
+  """
+  size = crc = 0
+  local = '://' not in os.fspath(path)
+  temporary = path.parent / f'tmp-{path.name}'
+  try:
+    with temporary.open('wb') as file:
+      for array in arrays:
+        for part in (_header(array), _view(array)):
+          crc = zlib.crc32(part, crc)
+          size += len(part)
+          file.write(part if local else bytes(part))
+      if local:
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  return size, crc
+
+
+def sync_folder(path: epath.Path) -> None:
+  """Makes the names in a local folder survive a power cut."""
+  if '://' in os.fspath(path):
+    return
+  handle = os.open(os.fspath(path), os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def read_file(
+  directory: epath.PathLike, record: Mapping[str, Any]
+) -> list[np.ndarray]:
+  """Reads the arrays of a file, after a check of its size and checksum.
+
+  Args:
+    directory: The replay directory.
+    record: The file's entry of a manifest: name, bytes, crc.
+
+  Returns:
+    The arrays in their order in the file (read-only).
+
+  Raises:
+    ReplayCorrupt: If the file is missing, cut short or damaged.
+  """
+  path = epath.Path(directory) / record['name']
+  advice = 'restore an earlier checkpoint'
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
+    raise ReplayCorrupt(f'replay file {path} is missing; {advice}') from None
+  if len(data) != record['bytes']:
+    raise ReplayCorrupt(
+      f'replay file {path} has {len(data)} bytes instead of '
+      f'{record["bytes"]}; {advice}'
+    )
+  if zlib.crc32(data) != record['crc']:
+    raise ReplayCorrupt(
+      f'replay file {path} is damaged (its checksum differs); {advice}'
+    )
+  return _parse(data)
+
+
+def prune(
+  directory: epath.PathLike,
+  manifests: Iterable[Mapping[str, Any]],
+  shards: Iterable[int] | None = None,
+) -> list[str]:
+  """Deletes the files that no manifest names.
+
+  Only for shards that no running replay writes to; `Replay.prune` is the one
+  to call during a run. Files that are not the replay's are left alone.
+
+  Args:
+    directory: The replay directory.
+    manifests: All manifests that have to stay restorable, of all shards.
+    shards: Shards to look at; all when None.
+
+  Returns:
+    Names of the deleted files, relative to the directory.
+  """
+  if shards is None:
+    root = epath.Path(directory)
+    names = [entry.name for entry in root.iterdir()] if root.exists() else []
+    shards = [int(name) for name in names if re.fullmatch(r'\d{4,}', name)]
+  found = [entry for shard in shards for entry in listing(directory, shard)]
+  return prune_listed(directory, found, named(manifests))
+
+
+def named(manifests: Iterable[Mapping[str, Any]]) -> set[str]:
+  """Returns the names of all files that the manifests name."""
+  return {file['name'] for manifest in manifests for file in manifest['files']}
+
+
+def prune_listed(
+  directory: epath.PathLike,
+  found: Iterable[tuple[str, int, bool]],
+  keep: set[str],
+) -> list[str]:
+  """Deletes what is listed and not to be kept, leftovers of writes too."""
+  deleted = []
+  for name, _, temporary in found:
+    if name in keep:
+      continue
+    path = epath.Path(directory) / name
+    if temporary:
+      path = path.parent / f'tmp-{path.name}'
+    path.unlink(missing_ok=True)
+    deleted.append(name)
+  return deleted
+
+
+def _header(array: np.ndarray) -> bytes:
+  stream = io.BytesIO()
+  header = np.lib.format.header_data_from_array_1_0(array)
+  np.lib.format.write_array_header_1_0(stream, header)
+  return stream.getvalue()
+
+
+def _view(array: np.ndarray) -> memoryview:
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _parse(data: bytes) -> list[np.ndarray]:
+  arrays = []
+  stream = io.BytesIO(data)
+  while stream.tell() < len(data):
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    count = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape)
+    stream.seek(count * dtype.itemsize, io.SEEK_CUR)
+    arrays.append(array)
+  return arrays

@@ -1,0 +1,114 @@
+"""Lists what a checkpoint holds, without loading it.
+
+python -m dreamer_tpu.tools.inspect LOGDIR [--regex='rssm/.*']
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dreamer_tpu.checkpoint import layout, public
+from dreamer_tpu.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the listing; 1 and one line on stderr if there is nothing."""
+  parser = argparse.ArgumentParser(
+    prog='python -m dreamer_tpu.tools.inspect', description=__doc__
+  )
+  parser.add_argument(
+    'checkpoint', help='logdir, checkpoints folder, step or public checkpoint'
+  )
+  parser.add_argument(
+    '--regex', default='', help='only arrays whose name it is found in'
+  )
+  args = parser.parse_args(argv)
+  logging.set_verbosity(logging.ERROR)
+  try:
+    for line in report(args.checkpoint, args.regex):
+      print(line)
+  except UserError as error:
+    print(error, file=sys.stderr)
+    return 1
+  return 0
+
+
+def report(path: layout.PathLike, regex: str = '') -> Iterator[str]:
+  """Lines about a checkpoint.
+
+  Args:
+    path: A logdir, a checkpoints folder, a step folder, or a folder of the
+      public implementation.
+    regex: Lists only the arrays in whose name this is found.
+
+  Raises:
+    UserError: No checkpoint, or an invalid pattern.
+  """
+  try:
+    pattern = re.compile(regex)
+  except re.error as error:
+    raise UserError(
+      f"--regex='{regex}' is not a regular expression: {error}."
+    ) from error
+  folder = public.find(path)
+  if folder is not None:
+    yield from _report_public(folder, pattern)
+    return
+  step = layout.find_step(path)
+  try:
+    yield from _report_step(step, pattern)
+  except (ValueError, OSError) as error:
+    raise layout.damaged(step, error) from error
+
+
+def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
+  steps = layout.steps(folder.parent)
+  yield f'checkpoint {folder}'
+  yield f'steps {", ".join(map(str, steps)) or folder.name}'
+  items = sorted(x.name for x in folder.iterdir() if x.is_dir())
+  yield f'items {", ".join(items)}'
+  yield from _arrays(layout.flatten(layout.read_shapes(folder)), pattern)
+  for key, value in layout.read_run(folder).items():
+    yield f'run {key} {_brief(value)}'
+  for shard, manifest in layout.read_manifests(folder).items():
+    yield f'replay shard {shard} {_brief(manifest)}'
+
+
+def _report_public(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
+  checkpoint = public.load(folder)
+  yield f'public checkpoint {folder}'
+  for key, value in checkpoint.counters.items():
+    yield f'counter {key} {value}'
+  yield f'left out {len(checkpoint.skipped)} arrays of its optimizer'
+  yield from _arrays(checkpoint.params, pattern)
+
+
+def _arrays(arrays: Mapping[str, Any], pattern: re.Pattern) -> Iterator[str]:
+  chosen = {k: v for k, v in arrays.items() if pattern.search(k)}
+  width = max(map(len, chosen), default=0)
+  for name, array in chosen.items():
+    yield f'{name:{width}}  {array.dtype!s:8}  {list(array.shape)}'
+  count = sum(math.prod(x.shape) for x in chosen.values())
+  size = sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in chosen.values()
+  )
+  yield f'arrays {len(chosen)}, elements {count:,}, bytes {size:,}'
+
+
+def _brief(value: Any, limit: int = 160) -> str:
+  text = json.dumps(value)
+  if len(text) <= limit:
+    return text
+  return f'{text[:limit]}... ({len(text):,} characters)'
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,41 @@
+"""DreamerV3: learn a world model, and from it a policy, on one task.
+
+usage:
+  python main.py --logdir=DIR [--config=configs/SUITE.py[:PRESET,...]]
+    [--config.KEY=VALUE ...]
+
+  --config   Suites: atari, atari100k, crafter, dmc_proprio, dmc_vision, gym
+             (the default, with CartPole-v1). Presets, applied in order:
+             size1m, size12m, size25m, size50m, size100m, size200m, size400m,
+             debug.
+  --logdir   A local path or gs://bucket/path; {timestamp} becomes the time.
+             The same directory again goes on with the run in it.
+
+examples:
+  python main.py --logdir=runs/first
+  python main.py --logdir=runs/{timestamp} --config=configs/atari.py:size12m \\
+    --config.task=atari_breakout --config.run.steps=1e6
+
+Exit codes: 0 done; 75 stopped and saved, start again to go on; 1 an error,
+with the reason in the last line.
+"""
+
+import importlib
+
+import ml_collections
+from etils import epath
+
+from dreamer_tpu.run import cli, logdirs
+
+
+def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
+  """Runs the script that the configuration names."""
+  config, logdir = command
+  logdirs.save_config(config, logdir)
+  # Only now: a mistake above is answered without waiting for JAX to import.
+  script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
+  return script.main(config, logdir)
+
+
+if __name__ == '__main__':
+  cli.run(main)

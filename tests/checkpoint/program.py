@@ -1,0 +1,115 @@
+"""A process that saves, for tests that kill it or take its disk away.
+
+python program.py MODE DIRECTORY [PROCESS COORDINATOR]
+"""
+
+import json
+import os
+import pathlib
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dreamer_tpu.checkpoint.manager import Checkpointer
+
+SIZE = 1 << 20
+
+
+def values(step):
+  """float32 [SIZE] that do not compress, different for every step."""
+  return jax.random.normal(jax.random.key(step), (SIZE,))
+
+
+def agent(step):
+  return {'params': {'rssm': {'kernel': values(step)}}, 'step': jnp.int32(step)}
+
+
+def hang(directory):
+  """Commits step 1, then stays in the middle of writing step 2."""
+
+  def write_replay():
+    (directory / 'chunk-2').write_bytes(b'x' * 100)
+    print('writing', flush=True)
+    time.sleep(600)
+    return {}
+
+  with Checkpointer(directory / 'checkpoints') as checkpointer:
+    checkpointer.save(1, agent(1), {'updates': 1}, lambda: {'chunks': ['a']})
+    checkpointer.wait()
+    checkpointer.save(2, agent(2), {'updates': 2}, write_replay)
+    checkpointer.wait()
+
+
+def forever(directory):
+  """Commits one step after the other and says so after each."""
+  with Checkpointer(directory / 'checkpoints') as checkpointer:
+    step = checkpointer.latest() or 0
+    if step:
+      shapes = jax.eval_shape(lambda: agent(step))
+      checkpointer.restore(step, shapes)
+    while True:
+      step += 1
+      checkpointer.save(step, agent(step), {'updates': step}, lambda: {'n': 1})
+      for outcome in checkpointer.poll():
+        assert not outcome.error
+        print(outcome.step, flush=True)
+
+
+def full(directory):
+  """Saves step 2 with no room on the disk, and step 3 with room again."""
+  with Checkpointer(directory / 'checkpoints') as checkpointer:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes = []
+    for step in (1, 2, 3):
+      limit = 100_000 if step == 2 else limits[0]
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+      checkpointer.save(step, agent(step), {'updates': step})
+      outcomes += checkpointer.wait()
+      print(json.dumps([outcomes[-1].error, checkpointer.steps()]), flush=True)
+
+
+def together(directory):
+  """Two processes save one array that both own a half of."""
+  index, coordinator = int(sys.argv[3]), sys.argv[4]
+  jax.distributed.initialize(coordinator, 2, index)
+  mesh = jax.make_mesh(
+    (2, 2), ('x', 'y'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  sharding = NamedSharding(mesh, PartitionSpec(('x', 'y')))
+  state = jax.jit(
+    agent,
+    static_argnums=0,
+    out_shardings={
+      'params': {'rssm': {'kernel': sharding}},
+      'step': NamedSharding(mesh, PartitionSpec()),
+    },
+  )(7)
+  commits = []
+  with Checkpointer(
+    directory / 'checkpoints', timeout=60, on_commit=commits.append
+  ) as checkpointer:
+    checkpointer.save(
+      7, state, {'updates': 7}, lambda: {'chunks': [f'from-{index}']}
+    )
+    (outcome,) = checkpointer.wait()
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+    restored = checkpointer.restore(7, shapes)
+    kernel = restored.agent['params']['rssm']['kernel']
+    equal = jax.jit(
+      lambda a, b: (a == b).all(),
+      out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )(kernel, state['params']['rssm']['kernel'])
+    print(json.dumps([outcome.error, bool(equal), commits]), flush=True)
+
+
+if __name__ == '__main__':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  jax.config.update('jax_num_cpu_devices', 2)
+  globals()[sys.argv[1]](pathlib.Path(sys.argv[2]))

@@ -1,0 +1,138 @@
+"""Suites and presets, against the tables of the paper."""
+
+import importlib
+import pathlib
+import re
+
+import pytest
+
+from configs import base, presets, sizes
+from dreamer_tpu.run import validate
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# task, steps, environments, train ratio, image (height, width, gray).
+SUITES = {
+  'atari': ('atari_pong', 51_000_000, 16, 32, (96, 96, True)),
+  'atari100k': ('atari_pong', 110_000, 1, 256, (64, 64, False)),
+  'crafter': ('crafter_reward', 1_100_000, 1, 512, (64, 64, False)),
+  'dmc_proprio': ('dmc_walker_walk', 1_100_000, 16, 1024, None),
+  'dmc_vision': ('dmc_walker_walk', 1_100_000, 16, 256, (64, 64, False)),
+}
+
+# deter, hidden, classes, depth, units.
+SIZES = {
+  'size1m': (512, 64, 4, 4, 64),
+  'size12m': (2048, 256, 16, 16, 256),
+  'size25m': (3072, 384, 24, 24, 384),
+  'size50m': (4096, 512, 32, 32, 512),
+  'size100m': (6144, 768, 48, 48, 768),
+  'size200m': (8192, 1024, 64, 64, 1024),
+  'size400m': (12288, 1536, 96, 96, 1536),
+}
+
+
+def suite(name, names=''):
+  return importlib.import_module(f'configs.{name}').get_config(names)
+
+
+def widths(agent):
+  """Every width that a size sets, as one tuple a part."""
+  heads = {agent[x].units for x in ('reward', 'cont', 'policy', 'value')}
+  parts = {(x.depth, x.units) for x in (agent.encoder, agent.decoder)}
+  return agent.rssm.deter, agent.rssm.hidden, agent.rssm.classes, parts, heads
+
+
+def expected(name):
+  deter, hidden, classes, depth, units = SIZES[name]
+  return deter, hidden, classes, {(depth, units)}, {units}
+
+
+@pytest.mark.parametrize('name', SUITES)
+def test_suite_has_the_published_settings(name):
+  config = suite(name)
+  task, steps, envs, ratio, image = SUITES[name]
+  assert config.task == task
+  assert (config.run.steps, config.run.envs) == (steps, envs)
+  assert isinstance(config.run.steps, int)
+  assert config.run.train_ratio == ratio
+  group = config.env[task.split('_')[0]]
+  if image is None:
+    assert (group.image, group.proprio) == (False, True)
+  else:
+    assert group.get('image', True)
+    assert (*group.size, group.get('gray', False)) == image
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_size_sets_every_width(size):
+  config = suite('atari', size)
+  assert widths(config.agent) == expected(size)
+  validate.validate(config)
+
+
+def test_default_sizes():
+  assert widths(base.base().agent) == expected('size200m')
+  assert widths(suite('dmc_proprio').agent) == expected('size1m')
+  assert widths(suite('gym').agent) == expected('size1m')
+
+
+def test_presets_apply_in_order():
+  assert suite('atari', 'debug,size12m').agent.rssm.deter == 2048
+  both = suite('atari', 'size12m,debug')
+  assert both.agent == suite('atari', 'debug').agent
+  # What the second preset leaves alone stays.
+  assert suite('atari', 'debug,size12m').batch_length == both.batch_length
+
+
+def test_presets_do_not_reach_other_configurations():
+  suite('atari', 'debug')
+  assert suite('atari').batch_size == 16
+
+
+def test_presets_of_a_suite_are_known_beside_the_common_ones():
+  def wide(config):
+    config.env.atari.size = (128, 128)
+
+  config = presets.apply(base.base(), 'wide,size1m', {'wide': wide})
+  assert config.env.atari.size == (128, 128)
+  assert config.agent.rssm.deter == 512
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'near'),
+  [('size40m', 'size400m'), ('dbug', 'debug'), ('x', 'size1m')],
+)
+def test_unknown_preset_names_the_nearest(wrong, near):
+  with pytest.raises(LookupError, match=wrong) as error:
+    suite('crafter', f'size1m,{wrong}')
+  assert near in str(error.value)
+
+
+@pytest.mark.parametrize('name', [*SUITES, 'gym'])
+@pytest.mark.parametrize('names', ['', 'debug', 'size1m,debug'])
+def test_every_suite_is_valid(name, names):
+  config = suite(name, names)
+  validate.validate(config)
+  every = dict(validate.flatten(base.base())).keys()
+  assert dict(validate.flatten(config)).keys() == every
+
+
+@pytest.mark.parametrize('name', [*SUITES, 'gym'])
+def test_debug_is_small(name):
+  config = suite(name, 'debug')
+  agent = config.agent
+  assert config.batch_size * config.batch_length <= 64
+  assert config.run.steps == 1000
+  assert agent.rssm.deter <= 64
+  assert max(agent.encoder.depth, agent.decoder.depth) <= 4
+  every = [config.run[f'{x}_every'] for x in ('log', 'report', 'save')]
+  assert max(every) <= 5
+
+
+def test_help_names_every_preset_and_suite():
+  text = (ROOT / 'main.py').read_text().split('"""')[1]
+  named = set(re.findall(r'\w+', text))
+  assert set(presets.COMMON) <= named
+  assert {*SUITES, 'gym'} <= named
+  assert set(sizes.UNITS) == set(SIZES)

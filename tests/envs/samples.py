@@ -1,0 +1,71 @@
+"""Small environments that misbehave, count or report, for the tests here."""
+
+import os
+import sys
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+
+class Counter(gymnasium.Env):
+  """Observes its step count, the last action and its seed.
+
+  The level is a string of options: 'raise5' raises in step 5, 'exit5' ends the
+  process, 'end5' and 'limit5' end the episode, 'broken' fails on construction.
+  """
+
+  def __init__(self, level='', config=None):
+    self.observation_space = Dict(
+      count=Box(-np.inf, np.inf, (), np.float64),
+      acted=Box(-np.inf, np.inf, (), np.float64),
+      draw=Box(-np.inf, np.inf, (), np.float64),
+      pid=Box(-np.inf, np.inf, (), np.float64),
+    )
+    self.action_space = Discrete(3)
+    self._event = level.rstrip('0123456789')
+    self._when = int(level[len(self._event) :] or 0)
+    if self._event == 'broken':
+      raise LookupError('no such level')
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self._count = 0
+    return self._obs(-1), {}
+
+  def step(self, action):
+    self._count += 1
+    due = self._count == self._when
+    if due and self._event == 'raise':
+      raise ZeroDivisionError('a bug in the environment')
+    if due and self._event == 'exit':
+      os._exit(3)
+    info = {'log/half': self._count / 2} if self._count % 2 else {}
+    info |= {'log/jax': float('jax' in sys.modules), 'other': object()}
+    end, limit = due and self._event == 'end', due and self._event == 'limit'
+    return self._obs(action), 1.0, end, limit, info
+
+  def _obs(self, action):
+    return {
+      'count': self._count,
+      'acted': action,
+      'draw': self.np_random.uniform(),
+      'pid': os.getpid(),
+    }
+
+
+class Spaces(gymnasium.Env):
+  """Has the spaces that it is given and returns `obs`; keeps the action."""
+
+  def __init__(self, obs_space, act_space, obs=None):
+    self.observation_space = obs_space
+    self.action_space = act_space
+    self.obs = obs_space.sample() if obs is None else obs
+    self.action = None
+
+  def reset(self, *, seed=None, options=None):
+    return self.obs, {}
+
+  def step(self, action):
+    self.action = action
+    return self.obs, 0.0, False, False, {}
