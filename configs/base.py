@@ -26,8 +26,8 @@ def base() -> ml_collections.ConfigDict:
       replay=_replay(),
       agent=_agent(),
       mesh=dict(data=-1, fsdp=1, model=1),
-      policy=dict(eval_mode=True),
-      dtype=dict(compute='bfloat16', param='float32'),
+      sharding=dict(rules=_rules()),
+      dtype=dict(compute='auto', param='float32'),
       checkpoint=dict(keep=2, timeout=600.0),
       metrics=dict(outputs=('log', 'jsonl', 'tensorboard')),
       env=_env(),
@@ -107,6 +107,16 @@ def _agent() -> dict[str, Any]:
       decay_steps=0,
       weight_decay=0.0,
     ),
+  )
+
+
+def _rules() -> dict[str, str]:
+  """The mesh axis that each logical axis of a parameter is split over.
+
+  An axis that does not divide, or is used already, stays whole.
+  """
+  return dict(
+    blocks='model', block_units='model', units='model', features='fsdp'
   )
 
 

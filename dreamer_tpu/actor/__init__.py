@@ -1,0 +1,1 @@
+"""Acting in environments, and what became of their episodes."""

@@ -41,12 +41,12 @@ class EpisodeStats:
       if key.startswith(LOG) and np.ndim(value) == 1:
         self._update_log(key.removeprefix(LOG), value, first)
     finished = []
-    for i in np.flatnonzero(last):
+    for i in np.flatnonzero(last).tolist():
       score, length = float(self._score[i]), int(self._length[i])
       self._add('episode/score', score)
       self._add('episode/length', length)
       self._finish_logs(i)
-      finished.append({'env': int(i), 'score': score, 'length': length})
+      finished.append({'env': i, 'score': score, 'length': length})
     return finished
 
   def result(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The agent: pure functions from states and batches to new states."""
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,8 +59,11 @@ class Agent:
     self.context = context
     self.optimizer = optimizer.make(config.opt)
     model = nnx.eval_shape(lambda: self._make_model(jax.random.key(0)))
-    self._graph, self.variables = nnx.split(model, nnx.Param)
-    self._value_graph = nnx.split(model.value, nnx.Param)[0]
+    self.variables = nnx.state(model, nnx.Param)
+    self._graphs = {
+      name: nnx.split(getattr(model, name), nnx.Param)[0]
+      for name in self.variables
+    }
 
   def _make_model(self, key: jax.Array) -> Model:
     return Model(
@@ -70,8 +74,10 @@ class Agent:
       rngs=nnx.Rngs(params=key),
     )
 
-  def _model(self, params: Tree) -> Model:
-    return nnx.merge(self._graph, params)
+  def _model(self, params: Tree) -> Any:
+    """The modules for which there are parameters, under their names."""
+    modules = {k: nnx.merge(self._graphs[k], v) for k, v in params.items()}
+    return types.SimpleNamespace(**modules)
 
   def init(self, key: jax.Array) -> Tree:
     """A fresh state; run it under `jax.jit` with out-shardings."""
@@ -183,17 +189,18 @@ class Agent:
 
   def report(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
-  ) -> tuple[Tree, Tree]:
+  ) -> tuple[Tree, Tree, Tree]:
     """Losses of a batch without an update, and open-loop videos.
 
     Takes the arguments of `train`.
 
     Returns:
-      Scalar metrics, and 'openloop/KEY' uint8 [T, H, W, 3] per image key.
+      The new carry, scalar metrics, and 'openloop/KEY' uint8 [T, H, W, 3] per
+      image key.
     """
     carry, obs, last_action = self._contextualize(carry, batch)
     loss_key, video_key = jax.random.split(key)
-    _, (_, _, _, metrics, _) = self._loss(
+    _, (new_carry, _, _, metrics, _) = self._loss(
       state['params'],
       state['slow_value'],
       state['retnorm'],
@@ -209,7 +216,7 @@ class Agent:
       spaces.concat(self.act_space, last_action),
       video_key,
     )
-    return metrics, videos
+    return new_carry, metrics, videos
 
   def _contextualize(
     self, carry: Tree, batch: Batch
@@ -259,7 +266,7 @@ class Agent:
       model, start, obs, last_action, keys[0]
     )
     actor_terms, returns, retnorm, actor_metrics = self._actor_critic(
-      model, slow_value, retnorm, states, keys[1]
+      params, slow_value, retnorm, states, keys[1]
     )
     terms |= actor_terms
     batch, length = obs['is_first'].shape
@@ -306,13 +313,14 @@ class Agent:
     terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
     return states, terms, metrics
 
-  def _actor_critic(self, model, slow_value, retnorm, states, key):
+  def _actor_critic(self, params, slow_value, retnorm, states, key):
     """Losses of actor and critic in imagination from every replayed state."""
+    model = self._model(params)
     start = {
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
     }
-    feats, actions = self._imagine(model, start, key)
+    feats, actions = self._imagine(self._model(sg(params)), start, key)
     policy = model.policy(feats)
     if key is None:  # rounding aside, a mode has no gradient of its mean
       actions = policy.sample(None)
@@ -329,17 +337,14 @@ class Agent:
     return terms, returns, retnorm, metrics
 
   def _slow(self, slow_value: Tree) -> ScalarHead:
-    return nnx.merge(self._value_graph, slow_value)
+    return nnx.merge(self._graphs['value'], slow_value)
 
-  def _imagine(self, model, start, key):
+  def _imagine(self, frozen, start, key):
     """Rolls the policy out in the prior; nothing carries gradients.
 
     Returns:
       Features [N, H + 1, F] and actions [N, H + 1, ...].
     """
-    frozen = nnx.merge(
-      self._graph, sg(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
-    )
     horizon = self.config.imag_length
 
     def act(state, key):

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent.model import Model
-
 SEQUENCES = 6
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 
 
 def videos(
-  model: Model,
+  model: Any,
   start: Mapping[str, jax.Array],
   obs: Mapping[str, jax.Array],
   last_action: jax.Array,
@@ -22,7 +20,7 @@ def videos(
   """Observes the first half of some sequences and imagines the second.
 
   Args:
-    model: The agent's networks.
+    model: The agent's modules, `rssm`, `encoder` and `decoder` among them.
     start: State [B, ...] before the first step.
     obs: [B, T, ...] observations.
     last_action: float32 [B, T, A], the action that led to each step.

@@ -87,6 +87,15 @@ def read_manifests(folder: epath.Path) -> dict[str, Any]:
   return {path.stem: json.loads(path.read_text()) for path in ordered}
 
 
+def size(folder: epath.Path) -> int:
+  """Bytes in all files below a folder."""
+  return sum(
+    (root / name).stat().length
+    for root, _, names in folder.walk()
+    for name in names
+  )
+
+
 def read_shapes(folder: epath.Path) -> Any:
   """The agent's tree with the shape and dtype of every array, none loaded.
 
@@ -95,9 +104,7 @@ def read_shapes(folder: epath.Path) -> Any:
   """
   tree = ocp.metadata(folder, AGENT).metadata
   if not tree:
-    raise UserError(
-      f"Checkpoint '{folder}' holds no readable agent; give an older step."
-    )
+    raise damaged(folder, ValueError('the arrays of its agent are damaged'))
   return tree
 
 
@@ -163,8 +170,13 @@ def damaged(folder: epath.Path, error: Exception) -> UserError:
 
 
 def one_line(error: BaseException) -> str:
-  """The root cause of an error in at most 200 characters."""
-  while error.__cause__ is not None:
-    error = error.__cause__
+  """The first cause of an error in at most 200 characters."""
+  while True:
+    cause = error.__cause__
+    if cause is None and not error.__suppress_context__:
+      cause = error.__context__
+    if cause is None:
+      break
+    error = cause
   text = ' '.join(str(error).split()) or type(error).__name__
   return text if len(text) <= 200 else text[:197] + '...'

@@ -1,5 +1,6 @@
 """Saving without stopping the run, in commits that are whole or absent."""
 
+import contextlib
 import dataclasses
 import json
 import queue
@@ -10,7 +11,6 @@ from typing import Any, Self
 
 import jax
 from absl import logging
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dreamer_tpu.checkpoint import layout, restore
@@ -203,7 +203,10 @@ class Checkpointer:
       self._thread = None
     if self._failed:
       self._failed = False
-      # Orbax has dropped older steps from its list as if the save had worked.
+      # Orbax raises the recorded error once more in this thread, and has
+      # dropped older steps from its list as if the save had worked.
+      with contextlib.suppress(Exception):
+        self._orbax.wait()
       self._orbax.reload()
 
   def _give_up_newer(self, step: int) -> None:
@@ -233,28 +236,27 @@ class Checkpointer:
       return
     self._current = step
     self._record(step, start, blocking, None)
-    if self._on_commit is None:
-      return
     try:
-      kept = {
-        x: layout.read_manifests(self.directory / str(x)) for x in self.steps()
-      }
-      self._on_commit(kept)
-    except (OSError, ValueError) as error:
+      self._committed()
+    except Exception as error:  # nor may this end in a thread that nobody reads
       logging.warning(
-        'Step %d is saved, but old replay chunks could not be removed: %s',
+        'Step %d is saved, but what followed failed: %s',
         step,
         layout.one_line(error),
       )
 
+  def _committed(self) -> None:
+    if self._on_commit is not None:
+      folders = {x: self.directory / str(x) for x in self.steps()}
+      self._on_commit({k: layout.read_manifests(v) for k, v in folders.items()})
+
   def _record(self, step, start, blocking, error: Exception | None) -> None:
-    size = 0 if error else _size(self.directory / str(step))
     outcome = Outcome(
       step=step,
-      error=layout.one_line(error) if error else '',
+      error=_reason(error) if error else '',
       blocking_s=blocking,
       total_s=time.perf_counter() - start,
-      bytes=size,
+      bytes=0 if error else layout.size(self.directory / str(step)),
     )
     if error:
       self._failed = True
@@ -266,6 +268,13 @@ class Checkpointer:
         self.latest(),
       )
     self._outcomes.put(outcome)
+
+
+def _reason(error: Exception) -> str:
+  text = layout.one_line(error)
+  if 'DEADLINE_EXCEEDED' in text:
+    return f'another process failed to save or took too long ({text})'
+  return text
 
 
 class _TextFile:
@@ -298,8 +307,3 @@ def _replay_file(write: Callable[[], dict[str, Any]] | None) -> _TextFile:
   return _TextFile(
     name, lambda: json.dumps(write() if write else {}), shared=False
   )
-
-
-def _size(folder: epath.Path) -> int:
-  files = (path for path in folder.rglob('*') if not path.is_dir())
-  return sum(path.stat().length for path in files)

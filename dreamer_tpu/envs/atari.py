@@ -10,9 +10,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Dict
 
 from dreamer_tpu.envs import registry
+from dreamer_tpu.envs.spaces import discrete_space, image_space
 from dreamer_tpu.errors import UserError
 
 
@@ -55,20 +56,19 @@ def make_vector(name: str, num_envs: int, config: Any) -> 'Images':
 class Images(gymnasium.vector.VectorWrapper):
   """Dict spaces, images [H, W, C] in place of stacks, seeds as a list."""
 
-  def __init__(self, env: gymnasium.vector.VectorEnv):
+  def __init__(self, env: Any):
     super().__init__(env)
     stack = env.single_observation_space.shape
     shape = (*stack[1:3], stack[3] if len(stack) == 4 else 1)
-    image = Box(0, 255, shape, np.uint8)
-    actions = Discrete(int(env.single_action_space.n), dtype=np.int32)
-    self.single_observation_space = Dict(image=image)
+    actions = discrete_space(env.single_action_space.n)
+    self.single_observation_space = Dict(image=image_space(shape))
     self.single_action_space = Dict(action=actions)
     self._shape = (env.num_envs, *shape)
 
   def reset(self, *, seed=None, options=None):
     if seed is not None:
       seed = np.asarray(seed, np.int32)
-    obs, info = self.env.reset(seed=seed, options=options)
+    obs, _ = self.env.reset(seed=seed, options=options)
     return {'image': obs.reshape(self._shape)}, {}
 
   def step(self, actions):

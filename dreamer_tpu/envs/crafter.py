@@ -9,9 +9,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Dict, Discrete
 
 from dreamer_tpu.envs import registry
+from dreamer_tpu.envs.spaces import image_space, vector_space
 
 
 class Crafter(gymnasium.Env):
@@ -45,11 +46,9 @@ class Crafter(gymnasium.Env):
     self._make = make
     self._env = make(0)
     self._achievements = list(constants.achievements)
-    observed = {'image': Box(0, 255, (*config.size, 3), np.uint8)}
+    observed = {'image': image_space((*config.size, 3))}
     for achievement in self._achievements:
-      observed[f'log/achievement_{achievement}'] = Box(
-        0, np.inf, (), np.float32
-      )
+      observed[f'log/achievement_{achievement}'] = vector_space(())
     self.observation_space = Dict(observed)
     self.action_space = Discrete(len(constants.actions))
 

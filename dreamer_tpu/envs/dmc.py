@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from dreamer_tpu.envs import registry
+from dreamer_tpu.envs.spaces import image_space, vector_space
 from dreamer_tpu.errors import UserError
 
 GL = 'MUJOCO_GL'
@@ -47,12 +48,12 @@ class ControlSuite(gymnasium.Env):
       np.broadcast_to(action.maximum, action.shape).astype(np.float32),
       dtype=np.float32,
     )
-    observed = {}
+    observed: dict[str, gymnasium.Space] = {}
     if config.proprio:
       for key, spec in self._env.observation_spec().items():
-        observed[key] = Box(-np.inf, np.inf, spec.shape, np.float32)
+        observed[key] = vector_space(spec.shape)
     if config.image:
-      observed['image'] = Box(0, 255, (*config.size, 3), np.uint8)
+      observed['image'] = image_space((*config.size, 3))
     self.observation_space = Dict(observed)
 
   def reset(self, *, seed=None, options=None):

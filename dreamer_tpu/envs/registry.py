@@ -41,7 +41,7 @@ class Suite:
     cheap: whether a step takes less time than handing it to a process.
   """
 
-  make: MakeEnv | None = None
+  make: Any = None  # MakeEnv, or None with make_vector.
   make_vector: Callable[[str, int, Any], Any] | None = None
   names: Callable[[str, Any], Iterable[str]] | None = None
   cheap: Callable[[str, Any], bool] = lambda name, config: False

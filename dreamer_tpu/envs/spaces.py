@@ -81,8 +81,7 @@ def check_names(obs: Mapping[str, Any], act: Mapping[str, Any]) -> None:
 
 def observation_key(space: gymnasium.Space) -> str:
   """The name of an observation that is not a Dict."""
-  image = isinstance(space, Box) and space.dtype == np.uint8
-  return 'image' if image and len(space.shape) in (2, 3) else 'vector'
+  return 'image' if is_image(space) else 'vector'
 
 
 def observation_leaf(
@@ -107,7 +106,7 @@ def observation_leaf(
   if not isinstance(space, Box):
     raise _refuse('observation', name, space)
   rank = len(space.shape)
-  if space.dtype == np.uint8 and rank in (2, 3):
+  if is_image(space):
     return _image_leaf(name, space)
   if rank > 2:
     raise UserError(
@@ -133,11 +132,10 @@ def action_leaf(
   """
   if isinstance(space, Discrete):
     low, kind = space.start, space.dtype.type
-    return {name: _discrete(space.n)}, lambda act: kind(act[name] + low)
+    return {name: discrete_space(space.n)}, lambda act: kind(act[name] + low)
   if isinstance(space, MultiBinary):
-    kind = space.dtype
     classes = MultiDiscrete(np.full(space.shape, 2), np.int32)
-    return {name: classes}, lambda act: np.asarray(act[name], kind)
+    return {name: classes}, lambda act: act[name].astype(space.dtype)
   if isinstance(space, MultiDiscrete):
     return _multi_discrete_action(name, space)
   if isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
@@ -147,16 +145,37 @@ def action_leaf(
   raise _refuse('action', name, space)
 
 
+def image_space(shape: tuple[int, ...]) -> gymnasium.Space:
+  """An image: uint8 of the shape [H, W, C]."""
+  kind: Any = np.uint8
+  return Box(0, 255, shape, kind)
+
+
+def vector_space(shape: tuple[int, ...]) -> gymnasium.Space:
+  """Unbounded float32 of any shape."""
+  return Box(-np.inf, np.inf, shape, np.float32)
+
+
+def discrete_space(n: int) -> gymnasium.Space:
+  """One of n categories, as int32."""
+  kind: Any = np.int32
+  return Discrete(int(n), dtype=kind)
+
+
+def is_image(space: gymnasium.Space) -> bool:
+  """Whether a space is taken for an image: uint8 [H, W] or [H, W, C]."""
+  shape = space.shape or ()
+  return (
+    isinstance(space, Box) and space.dtype == np.uint8 and len(shape) in (2, 3)
+  )
+
+
 def _refuse(what: str, name: str, space: gymnasium.Space) -> UserError:
   kinds = 'Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these'
   return UserError(
     f'{what} {name!r} is a {type(space).__name__} space of dtype '
     f'{space.dtype}, which the agent cannot take: use {kinds}'
   )
-
-
-def _discrete(n: int) -> Discrete:
-  return Discrete(int(n), dtype=np.int32)
 
 
 def _category_leaf(name, space):
@@ -173,7 +192,7 @@ def _category_leaf(name, space):
   result = (
     MultiDiscrete(np.full(shape, largest), np.int32)
     if shape
-    else _discrete(largest)
+    else discrete_space(largest)
   )
 
   def convert(value):
@@ -206,14 +225,14 @@ def _image_leaf(name, space):
       raise ValueError(f'is {value.dtype}, its space says uint8')
     return value.reshape(shape)
 
-  return Box(0, 255, shape, np.uint8), convert
+  return image_space(shape), convert
 
 
 def _log_leaf(name, space):
-  if isinstance(space, Box) and space.dtype == np.uint8 and space.shape:
+  if is_image(space):
     return _image_leaf(name, space)
   if space.shape == ():
-    return Box(-np.inf, np.inf, (), np.float32), _to_float((), finite=False)
+    return vector_space(()), _to_float((), finite=False)
   raise UserError(
     f'observation {name!r} has shape {space.shape}: log/... keys are scalars '
     'or uint8 images'
@@ -244,7 +263,9 @@ def _multi_discrete_action(name, space):
     result = MultiDiscrete(np.asarray(nvec), np.int32)
     return {name: result}, lambda act: (act[name] + start).astype(dtype)
   keys = [f'{name}/{i}' for i in range(nvec.size)]
-  parts = {key: _discrete(n) for key, n in zip(keys, nvec.flat, strict=True)}
+  parts = {
+    key: discrete_space(n) for key, n in zip(keys, nvec.flat, strict=True)
+  }
 
   def convert(act):
     value = np.array([act[key] for key in keys]).reshape(nvec.shape)
@@ -263,7 +284,7 @@ def _integer_action(name, space):
   classes = high.astype(np.int64) - low.astype(np.int64) + 1
   if not space.shape:
     start, kind = int(low), space.dtype.type
-    return {name: _discrete(classes)}, lambda act: kind(act[name] + start)
+    return {name: discrete_space(classes)}, lambda act: kind(act[name] + start)
   nvec = MultiDiscrete(classes, space.dtype, start=low)
   return _multi_discrete_action(name, nvec)
 
@@ -275,8 +296,8 @@ def _float_action(name, space):
   bounded = np.isfinite(low) & np.isfinite(high)
   least = np.where(bounded, -1.0, low).astype(np.float32)
   most = np.where(bounded, 1.0, high).astype(np.float32)
-  center = np.where(bounded, (low + high) / 2, 0.0)
-  scale = np.where(bounded, (high - low) / 2, 1.0)
+  unit = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+  center, scale = (unit[1] + unit[0]) / 2, (unit[1] - unit[0]) / 2
 
   def convert(act):
     value = np.clip(np.asarray(act[name], np.float64), least, most)

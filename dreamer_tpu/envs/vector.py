@@ -81,7 +81,7 @@ class GymVector:
 
   def __init__(
     self,
-    env: gymnasium.vector.VectorEnv,
+    env: Any,
     task: str,
     seed: int,
     repeat: int = 1,
@@ -89,7 +89,7 @@ class GymVector:
     """Takes over `env`, whose spaces are Dicts as `wrappers.wrap` makes them.
 
     Args:
-      env: with NEXT_STEP autoreset.
+      env: a gymnasium.vector.VectorEnv with NEXT_STEP autoreset.
       task: its name, for messages.
       seed: of the first episodes; see `seeds`.
       repeat: environment frames per step.

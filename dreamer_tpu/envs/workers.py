@@ -7,7 +7,6 @@ parent closes their pipe or dies.
 """
 
 import contextlib
-import multiprocessing.util
 import os
 import signal
 import sys
@@ -23,21 +22,20 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from dreamer_tpu.errors import UserError
 
-THREADS = (
-  'OMP_NUM_THREADS',
-  'OPENBLAS_NUM_THREADS',
-  'MKL_NUM_THREADS',
-)
+THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 def start(
   makers: list[Callable[[], gymnasium.Env]],
 ) -> AsyncVectorEnv:
   """One worker process per maker; makers are picklable by cloudpickle."""
-  with _light_start():
-    return AsyncVectorEnv(
-      makers, shared_memory=True, context='spawn', worker=work
-    )
+  try:
+    with _light_start():
+      return AsyncVectorEnv(
+        makers, shared_memory=True, context='spawn', worker=work
+      )
+  except (EOFError, ConnectionError) as error:
+    raise RuntimeError('a worker process died while starting') from error
 
 
 def stop(env: AsyncVectorEnv, timeout: float = 5.0) -> None:
@@ -73,14 +71,14 @@ def work(
   parent_pipe: Any,
   buffers: Any,
   errors: Any,
-  autoreset_mode: Any,
-  semaphore: Any,
+  *others: Any,
 ) -> None:
   """The main function of a worker, in the protocol of AsyncVectorEnv."""
-  del autoreset_mode, semaphore  # Always the next step, and never limited.
+  del others  # Autoreset is always in the next step, concurrency unlimited.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent_pipe.close()
+  _leave_accelerators_alone()
   env = None
   with contextlib.suppress(EOFError, ConnectionError):
     try:
@@ -119,7 +117,8 @@ def _answers(env: gymnasium.Env, index: int, buffers: Any) -> Callable:
       return obs_space == env.observation_space, act_space == env.action_space
     if command not in ('reset', 'step'):
       raise RuntimeError(f'unknown command {command!r}')
-    reward, terminated, truncated = 0.0, False, False
+    reward: Any = 0.0
+    terminated, truncated = False, False
     if command == 'reset':
       obs, info = env.reset(**data)
     elif last:
@@ -146,10 +145,20 @@ def _report(index: int, error: Exception, pipe: Any, errors: Any) -> None:
   pipe.send((None, False))
 
 
+def _leave_accelerators_alone() -> None:
+  """An environment written in JAX must not take the parent's TPU."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  if 'jax' in sys.modules:
+    sys.modules['jax'].config.update('jax_platforms', 'cpu')
+
+
 @contextlib.contextmanager
 def _light_start() -> Iterator[None]:
-  """Children import neither the main script (and with it JAX) nor use many
-  threads for linear algebra: there is one process per environment."""
+  """Keeps what a child begins with small.
+
+  Children do not import the main script (and with it JAX), and use one thread
+  for linear algebra, since there is one process per environment.
+  """
   main = sys.modules['__main__']
   added = [name for name in THREADS if name not in os.environ]
   os.environ.update(dict.fromkeys(added, '1'))

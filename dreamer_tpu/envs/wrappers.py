@@ -8,13 +8,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Dict
 
 from dreamer_tpu.envs import spaces
 from dreamer_tpu.errors import UserError
 
 
-def wrap(env: gymnasium.Env, task: str) -> gymnasium.Env:
+def wrap(env: gymnasium.Env, task: str) -> 'DictObservation':
   """The environment with normalised, flat and checked spaces.
 
   Args:
@@ -29,11 +29,12 @@ def wrap(env: gymnasium.Env, task: str) -> gymnasium.Env:
     UserError: a space that the agent cannot take.
   """
   try:
-    env = DictObservation(DictAction(env), task)
-    spaces.check_names(env.observation_space.spaces, env.action_space.spaces)
+    acting = DictAction(env)
+    wrapped = DictObservation(acting, task)
+    spaces.check_names(wrapped.spaces, acting.spaces)
   except UserError as error:
     raise UserError(f'task {task}: {error}') from error
-  return env
+  return wrapped
 
 
 class DictAction(gymnasium.ActionWrapper):
@@ -43,11 +44,11 @@ class DictAction(gymnasium.ActionWrapper):
     super().__init__(env)
     leaves = spaces.flatten(env.action_space, 'action')
     self._convert = {}
-    merged: dict[str, gymnasium.Space] = {}
+    self.spaces: dict[str, gymnasium.Space] = {}
     for name, space in leaves.items():
       parts, self._convert[name] = spaces.action_leaf(name, space)
-      merged |= parts
-    self.action_space = Dict(merged)
+      self.spaces |= parts
+    self.action_space = Dict(self.spaces)
 
   def action(self, action: dict[str, np.ndarray]) -> Any:
     return self._build(self.env.action_space, action, 'action')
@@ -71,10 +72,11 @@ class DictObservation(gymnasium.Wrapper):
     self._given = env.observation_space
     self._key = spaces.observation_key(self._given)
     self._convert = {}
-    merged = {}
+    self.spaces: dict[str, gymnasium.Space] = {}
     for name, space in spaces.flatten(self._given, self._key).items():
-      merged[name], self._convert[name] = spaces.observation_leaf(name, space)
-    self.observation_space = Dict(merged)
+      leaf, self._convert[name] = spaces.observation_leaf(name, space)
+      self.spaces[name] = leaf
+    self.observation_space = Dict(self.spaces)
 
   def reset(self, *, seed=None, options=None):
     obs, info = self.env.reset(seed=seed, options=options)
@@ -101,12 +103,11 @@ class DictObservation(gymnasium.Wrapper):
       raise UserError(f'task {self._task}: {which} {error}') from error
 
   def _logged(self, info: dict[str, Any]) -> dict[str, float]:
-    known = self.observation_space.spaces
     return {
       name: float(value)
       for name, value in info.items()
       if name.startswith(spaces.LOG)
-      and name not in known
+      and name not in self.spaces
       and np.ndim(value) == 0
     }
 
@@ -116,7 +117,7 @@ class ResizeImages(gymnasium.ObservationWrapper):
 
   def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
     super().__init__(env)
-    self._size = tuple(size)
+    self._size = size[0], size[1]
     self._given = env.observation_space
     self.observation_space = self._space(self._given)
 
@@ -126,22 +127,14 @@ class ResizeImages(gymnasium.ObservationWrapper):
   def _space(self, space: gymnasium.Space) -> gymnasium.Space:
     if isinstance(space, Dict):
       return Dict({k: self._space(v) for k, v in space.spaces.items()})
-    if not _is_image(space):
+    if not spaces.is_image(space):
       return space
-    return Box(0, 255, (*self._size, *space.shape[2:]), np.uint8)
+    return spaces.image_space((*self._size, *(space.shape or ())[2:]))
 
   def _resize(self, space: gymnasium.Space, value: Any) -> Any:
     if isinstance(space, Dict):
       return {k: self._resize(v, value[k]) for k, v in space.spaces.items()}
-    return resize(value, self._size) if _is_image(space) else value
-
-
-def _is_image(space: gymnasium.Space) -> bool:
-  return (
-    isinstance(space, Box)
-    and space.dtype == np.uint8
-    and len(space.shape) in (2, 3)
-  )
+    return resize(value, self._size) if spaces.is_image(space) else value
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The compiled train, report and policy steps."""

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,15 @@ FORMAT = 1
 _READERS = 4
 
 Manifest = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+  """Rows start..stop of a chunk come from `row` on in a run."""
+
+  chunk: Chunk
+  start: int
+  stop: int
+  row: int
 
 
 def check(manifest: Manifest, fields: Mapping[str, Field]) -> None:
@@ -74,119 +83,229 @@ def deal(
   return dealt
 
 
-class Layout:
-  """Where the rows of saved chunks go: the chunks to be, in order of age.
-
-  Attributes:
-    streams: The chunks of each restored stream, oldest first. They are empty
-      and have no serial yet, unless the saved ones are kept.
-  """
-
-  def __init__(self, chunksize: int, fields: Mapping[str, Field]) -> None:
-    self._chunksize = chunksize
-    self._fields = fields
-    self._ages: dict[int, tuple] = {}
-    self._places: dict[tuple[int, int], tuple[list[Chunk], int]] = {}
-    self._fills: dict[tuple[int, int], int] = {}
-    self.streams: list[list[Chunk]] = []
-
-  def add(self, source: int, manifest: Manifest, stream: int) -> None:
-    """Makes room for a saved stream of manifest number `source`."""
-    saved = manifest['streams'][stream]
-    rows = sum(fill for _, fill, _ in saved)
-    starts = np.cumsum([0] + [fill for _, fill, _ in saved])
-    chunks = []
-    for start in range(0, rows, self._chunksize):
-      old = int(np.searchsorted(starts, start, side='right')) - 1
-      serial, _, born = saved[old]
-      # A step is as old as the number of steps taken in before it.
-      born += (start - int(starts[old])) * manifest['width']
-      open_end = stream in manifest['open'] and start + self._chunksize >= rows
-      size = self._chunksize if open_end else rows - start
-      chunk = Chunk(
-        serial,
-        len(self.streams),
-        born,
-        min(self._chunksize, size),
-        self._fields,
-      )
-      chunk.fill = min(self._chunksize, rows - start)
-      self._ages[id(chunk)] = (born, source, serial, start)
-      chunks.append(chunk)
-    for one, two in zip(chunks, chunks[1:], strict=False):
-      one.next = two
-    for (serial, fill, _), start in zip(saved, starts, strict=False):
-      self._places[source, serial] = (chunks, int(start))
-      self._fills[source, serial] = fill
-    self.streams.append(chunks)
-
-  def by_age(self) -> list[Chunk]:
-    """Returns all chunks, the oldest first."""
-    chunks = [chunk for stream in self.streams for chunk in stream]
-    return sorted(chunks, key=lambda chunk: self._ages[id(chunk)])
-
-  def targets(
-    self, source: int, run: Sequence[int]
-  ) -> Iterator[tuple[Chunk, int, int, int]]:
-    """Yields (chunk, start, stop, offset in the run) for a run of rows."""
-    serial, start, stop = (int(x) for x in run)
-    if (source, serial) not in self._places:
-      return
-    chunks, base = self._places[source, serial]
-    stop = min(stop, self._fills[source, serial])
-    row = start
-    while row < stop:
-      number, inside = divmod(base + row, self._chunksize)
-      length = min(stop - row, self._chunksize - inside)
-      yield chunks[number], inside, inside + length, row - start
-      row += length
-
-
-def read(
-  directory: epath.PathLike,
-  source: int,
-  manifest: Manifest,
-  layout: Layout,
-  live: Mapping[int, Chunk],
+def lay_out(
+  manifests: Sequence[Manifest],
+  shard: int,
+  count: int,
+  chunksize: int,
   fields: Mapping[str, Field],
-  ledger: Ledger | None,
-) -> None:
-  """Fills the chunks of a layout from the files of one manifest.
+) -> 'Layout':
+  """Decides which saved streams a shard takes, and where they go.
 
   Args:
-    directory: The replay directory.
-    source: Number of the manifest in the layout.
-    manifest: The manifest.
-    layout: Where rows go.
-    live: Chunks by serial that are in memory; rows of others are skipped.
+    manifests: Of all shards, in the order of shards.
+    shard: The shard that asks.
+    count: Number of shards now.
+    chunksize: Steps per chunk now.
     fields: Fields of a step.
-    ledger: Takes the files over, unless None.
 
   Raises:
-    ReplayCorrupt: If a file is missing or damaged, or rows are in no file.
+    ReplayCorrupt: If the shard's manifest is not among them.
   """
-  covered = {
-    chunk.serial: np.zeros(chunk.fill, bool)
-    for stream in layout.streams
-    for chunk in stream
-  }
-  for entry, (runs, *arrays) in _read_ahead(directory, manifest['files']):
-    keys = list(fields) if entry['kind'] == STEPS else latent_keys(fields)
-    parts: dict[int, list[np.ndarray]] = {}
-    row = 0
-    for run in runs:
-      for chunk, start, stop, skip in layout.targets(source, run):
+  if len(manifests) != count:
+    layout = Layout(chunksize, fields, None)
+    for manifest, streams in zip(
+      manifests, deal(manifests, shard, count), strict=True
+    ):
+      layout.add(manifest, streams)
+  else:
+    own = [manifest for manifest in manifests if manifest['shard'] == shard]
+    if not own:
+      raise files.ReplayCorrupt(
+        f'the checkpoint has no replay manifest for shard {shard} of {count}; '
+        'restore an earlier checkpoint'
+      )
+    exact = own[0]['chunksize'] == chunksize
+    layout = Layout(chunksize, fields, own[0] if exact else None)
+    layout.add(own[0], range(len(own[0]['streams'])))
+  layout.number_chunks()
+  return layout
+
+
+def encode_rng(state: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a PCG64 state without integers that JSON readers may round."""
+  return {**state, 'state': {k: str(v) for k, v in state['state'].items()}}
+
+
+def decode_rng(state: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `encode_rng`."""
+  return {**state, 'state': {k: int(v) for k, v in state['state'].items()}}
+
+
+class Layout:
+  """Which rows of which new chunks the rows of saved chunks go to.
+
+  Attributes:
+    own: The manifest that is restored exactly: chunks keep their serials and
+      files stay in use. None if steps get new addresses.
+    streams: The chunks of each restored stream, oldest first, linked, with
+      their `fill` set and their arrays not yet filled.
+    chunks: All of them in the order of their serials, the oldest first.
+    next_serial: The serial that follows.
+    inserted: Steps that the saved shards had ever taken in.
+  """
+
+  def __init__(
+    self,
+    chunksize: int,
+    fields: Mapping[str, Field],
+    own: Manifest | None,
+  ) -> None:
+    self._chunksize = chunksize
+    self._fields = fields
+    self._sources: list[Manifest] = []
+    self._ages: dict[Chunk, tuple] = {}
+    self._places: dict[tuple[int, int], tuple[list[Chunk], int]] = {}
+    self._missing: dict[Chunk, np.ndarray] = {}
+    self.own = own
+    self.streams: list[list[Chunk]] = []
+    self.chunks: list[Chunk] = []
+    self.next_serial = 0
+    self.inserted = 0
+
+  def add(self, manifest: Manifest, streams: Iterable[int]) -> None:
+    """Makes chunks for saved streams, given by their positions."""
+    self._sources.append(manifest)
+    self.inserted = max(self.inserted, manifest['inserted'])
+    for stream in streams:
+      grows = self.own is not None and stream in self.own['open']
+      self._add_stream(manifest, manifest['streams'][stream], grows)
+
+  def number_chunks(self) -> None:
+    """Gives the chunks their serials, after the last `add`."""
+    self.chunks = sorted(self._ages, key=self._ages.__getitem__)
+    if self.own is not None:
+      self.next_serial = self.own['next_serial']
+      return
+    self.next_serial = len(self.chunks)
+    for serial, chunk in enumerate(self.chunks):
+      chunk.serial = serial
+
+  def read(
+    self,
+    directory: epath.PathLike,
+    live: Mapping[int, Chunk],
+    ledger: Ledger,
+  ) -> None:
+    """Fills the chunks from the files of the manifests.
+
+    Args:
+      directory: The replay directory.
+      live: Chunks in memory, by serial; rows of others are skipped.
+      ledger: Takes the files over if they stay in use.
+
+    Raises:
+      ReplayCorrupt: If a file is missing or damaged, or a step in no file.
+    """
+    used = {source for source, _ in self._places}
+    for source in sorted(used):
+      entries = self._sources[source]['files']
+      for entry, (runs, *arrays) in _read_ahead(directory, entries):
+        parts = self._fill(source, entry, runs, arrays, live)
+        if self.own is not None:
+          ledger.adopt(Record(**entry, live=0), parts)
+    ledger.drop_dead()
+    gaps = [self._missing[chunk].sum() for chunk in live.values()]
+    if any(gaps):
+      raise files.ReplayCorrupt(
+        f'the manifest of the replay in {directory} names no file for '
+        f'{sum(gaps)} of its steps; restore an earlier checkpoint'
+      )
+
+  def online(self, length: int) -> list[int]:
+    """Returns the saved online queues, if sequences are still as long."""
+    return [
+      place.chunk.serial * self._chunksize + place.start
+      for source, manifest in enumerate(self._sources)
+      if manifest['length'] == length
+      for address in manifest['online']
+      for place in self._find(source, *divmod(address, manifest['chunksize']))
+    ]
+
+  def _add_stream(
+    self, manifest: Manifest, saved: Sequence[Sequence[int]], grows: bool
+  ) -> None:
+    source = len(self._sources) - 1
+    starts = np.cumsum([0] + [fill for _, fill, _ in saved])
+    rows = int(starts[-1])
+    chunks: list[Chunk] = []
+    for start in range(0, rows, self._chunksize):
+      number = int(np.searchsorted(starts, start, side='right')) - 1
+      serial, _, born = saved[number]
+      skipped = start - int(starts[number])
+      # A step is as old as the number of steps taken in before it.
+      born += skipped * manifest['width']
+      fill = min(self._chunksize, rows - start)
+      size = self._chunksize if grows else fill
+      chunk = Chunk(serial, len(self.streams), born, size, self._fields)
+      chunk.fill = fill
+      if chunks:
+        chunks[-1].next = chunk
+      chunks.append(chunk)
+      self._ages[chunk] = (born, source, serial, skipped)
+      self._missing[chunk] = np.ones(fill, bool)
+    for (serial, _, _), start in zip(saved, starts, strict=False):
+      self._places[source, serial] = (chunks, int(start))
+    self.streams.append(chunks)
+
+  def _find(
+    self, source: int, serial: int, start: int, stop: int | None = None
+  ) -> Iterator[Place]:
+    """Yields where rows start..stop of a saved chunk go, if they go here."""
+    chunks, base = self._places.get((source, serial), ([], 0))
+    stop = start + 1 if stop is None else stop
+    done = 0
+    while chunks and start + done < stop:
+      number, inside = divmod(base + start + done, self._chunksize)
+      count = min(stop - start - done, self._chunksize - inside)
+      yield Place(chunks[number], inside, inside + count, done)
+      done += count
+
+  def _fill(
+    self,
+    source: int,
+    entry: Mapping[str, Any],
+    runs: np.ndarray,
+    arrays: Sequence[np.ndarray],
+    live: Mapping[int, Chunk],
+  ) -> list[Part]:
+    """Copies the rows of a file; returns those that are in memory now."""
+    steps = entry['kind'] == STEPS
+    keys = list(self._fields) if steps else latent_keys(self._fields)
+    taken: dict[Chunk, list[np.ndarray]] = {}
+    offset = 0
+    for serial, start, stop in runs.tolist():
+      for place in self._find(source, serial, start, stop):
+        chunk, rows = place.chunk, slice(place.start, place.stop)
         if chunk.serial not in live:
           continue
-        window = slice(row + skip, row + skip + stop - start)
+        first = offset + place.row
+        last = first + place.stop - place.start
         for key, array in zip(keys, arrays, strict=True):
-          chunk.arrays[key][start:stop] = array[window]
-        if entry['kind'] == STEPS:
-          covered[chunk.serial][start:stop] = True
-        parts.setdefault(chunk.serial, []).append(np.arange(start, stop))
-      row += int(run[2] - run[1])
-    if ledger is not None:
-      taken: list[Part] = [
-        (live[serial], np.concatenate(rows)) for serial, rows in parts.items()
-      ]
-      ledger.adopt(Record(**entry, live=0), taken)
+          chunk.arrays[key][rows] = array[first:last]
+        if steps:
+          self._missing[chunk][rows] = False
+        taken.setdefault(chunk, []).append(np.arange(rows.start, rows.stop))
+      offset += stop - start
+    return [(chunk, np.concatenate(rows)) for chunk, rows in taken.items()]
+
+
+def _read_ahead(
+  directory: epath.PathLike, entries: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], list[np.ndarray]]]:
+  """Reads files in the order of their index, the next few in the background."""
+  todo = sorted(entries, key=lambda entry: entry['index'])
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    reads: collections.deque = collections.deque()
+    try:
+      for entry in todo:
+        reads.append((entry, pool.submit(files.read_file, directory, entry)))
+        if len(reads) > _READERS:
+          first, future = reads.popleft()
+          yield first, future.result()
+      while reads:
+        first, future = reads.popleft()
+        yield first, future.result()
+    finally:
+      for _, future in reads:
+        future.cancel()

@@ -193,7 +193,9 @@ class Snapshot:
     folder = self._directory / files.shard_folder(shard)
     folder.mkdir(parents=True, exist_ok=True)
     listing = files.listing(self._directory, shard)
-    self._check_earlier({name for name, _, temporary in listing if not temporary})
+    self._check_earlier(
+      {name for name, _, temporary in listing if not temporary}
+    )
     generation = self._journal.generation(number for _, number, _ in listing)
     for plan in self._plans:
       record = plan.record

@@ -17,7 +17,7 @@ SCRIPTS = ('train',)
 
 CHOICES = {
   'script': SCRIPTS,
-  'dtype.compute': ('bfloat16', 'float32'),
+  'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
   'env.stepping': ('auto', 'workers', 'serial'),
@@ -48,7 +48,7 @@ MINIMUM: dict[str, float] = {
   'agent.rssm.blocks': 1,
   'agent.rssm.dyn_layers': 1,
   'agent.rssm.prior_layers': 0,
-  'agent.rssm.post_layers': 0,
+  'agent.rssm.post_layers': 1,
   'agent.rssm.free_nats': 0,
   'agent.encoder.depth': 1,
   'agent.encoder.kernel': 1,

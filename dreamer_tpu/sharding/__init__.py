@@ -1,0 +1,1 @@
+"""Meshes, rules and arrays over many devices."""

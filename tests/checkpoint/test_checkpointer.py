@@ -25,7 +25,7 @@ def make_agent(value=0.0, where=None):
       'rssm': {'gru': {'kernel': jnp.arange(64.0).reshape(8, 8) + value}},
       'value': {'out': {'bias': jnp.ones(8, jnp.bfloat16)}},
     },
-    'opt': (jnp.full((8,), value), {'count': jnp.int32(3)}),
+    'opt': (jnp.full((8,), float(value)), {'count': jnp.int32(3)}),
     'step': jnp.int32(value),
   }
   if where is None:
@@ -168,7 +168,7 @@ def test_steps_of_another_run_are_not_touched(tmp_path):
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
     checkpointer.save(5, make_agent(5.0), {})
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
-    with pytest.raises(UserError, match='already holds checkpoints.*5'):
+    with pytest.raises(UserError, match=r'already holds checkpoints.*5'):
       checkpointer.save(2, make_agent(2.0), {})
     assert checkpointer.steps() == [5]
 

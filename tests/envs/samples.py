@@ -1,5 +1,6 @@
 """Small environments that misbehave, count or report, for the tests here."""
 
+import multiprocessing
 import os
 import sys
 
@@ -12,7 +13,8 @@ class Counter(gymnasium.Env):
   """Observes its step count, the last action and its seed.
 
   The level is a string of options: 'raise5' raises in step 5, 'exit5' ends the
-  process, 'end5' and 'limit5' end the episode, 'broken' fails on construction.
+  process, 'end5' and 'limit5' end the episode, 'broken' fails on construction,
+  'dies' ends a worker process on construction.
   """
 
   def __init__(self, level='', config=None):
@@ -25,6 +27,8 @@ class Counter(gymnasium.Env):
     self.action_space = Discrete(3)
     self._event = level.rstrip('0123456789')
     self._when = int(level[len(self._event) :] or 0)
+    if self._event == 'dies' and multiprocessing.parent_process():
+      os._exit(4)
     if self._event == 'broken':
       raise LookupError('no such level')
 

@@ -1,5 +1,6 @@
 """Stepping: episodes, workers, seeds, failures, signals."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -135,6 +136,11 @@ def test_broken_environment():
     make('broken')
 
 
+def test_a_worker_that_dies_while_starting():
+  with pytest.raises(RuntimeError, match='died while starting'):
+    make('dies')
+
+
 def test_wrong_actions():
   env = make('end5', stepping='serial')
   env.reset()
@@ -176,21 +182,30 @@ print('jax', obs['vector'].any(), flush=True)
 """
 
 
-def launch(tmp_path, ending):
-  script = tmp_path / 'program.py'
-  script.write_text(PROGRAM + ending)
-  environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  process = subprocess.Popen(
-    [sys.executable, script],
-    env=environ,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  lines = [process.stdout.readline().split() for _ in range(3)]
-  pids = [int(line[1]) for line in lines[:2]]
-  return process, pids, lines[2]
+@pytest.fixture
+def launch(tmp_path):
+  started = []
+
+  def start(ending):
+    script = tmp_path / 'program.py'
+    script.write_text(PROGRAM + ending)
+    process = subprocess.Popen(
+      [sys.executable, script],
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    started.append(process)
+    lines = [process.stdout.readline().split() for _ in range(3)]
+    pids = [int(line[1]) for line in lines[:2]]
+    return process, pids, lines[2]
+
+  yield start
+  for process in started:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
 
 
 def gone(pids, seconds=10):
@@ -202,16 +217,16 @@ def gone(pids, seconds=10):
   return True
 
 
-def test_script_without_main_guard_or_close(tmp_path):
-  process, pids, line = launch(tmp_path, '')
+def test_script_without_main_guard_or_close(launch):
+  process, pids, line = launch('')
   assert line == ['jax', 'False']
-  out, err = process.communicate(timeout=30)
+  _, err = process.communicate(timeout=30)
   assert process.returncode == 0, err
   assert 'Traceback' not in err
   assert gone(pids)
 
 
-def test_workers_outlive_signals_but_not_the_parent(tmp_path):
+def test_workers_outlive_signals_but_not_the_parent(launch):
   ending = """
 import signal
 signal.signal(signal.SIGINT, lambda *args: print('signal', flush=True))
@@ -221,7 +236,7 @@ for _ in range(10_000):
   env.step({'action': np.zeros(2, np.int32)})
   time.sleep(0.01)
 """
-  process, pids, _ = launch(tmp_path, ending)
+  process, pids, _ = launch(ending)
   assert process.stdout.readline() == 'ready\n'
   for number in (signal.SIGINT, signal.SIGTERM):
     os.killpg(process.pid, number)

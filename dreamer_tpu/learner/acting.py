@@ -1,0 +1,60 @@
+"""The compiled policy step on one device."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer_tpu.agent import Agent
+
+Tree = dict[str, Any]
+
+
+class PolicyStep:
+  """Acts in N environments; the carry stays on the device.
+
+  Args:
+    agent: The agent's functions.
+    envs: Number N of environments.
+    seed: Of the actions.
+    mode: Whether to take the policy's mode instead of samples.
+  """
+
+  def __init__(self, agent: Agent, envs: int, *, seed: int, mode: bool = False):
+    self._agent = agent
+    self._envs = envs
+    self._seed = seed
+    self._mode = mode
+    self._keys = [*agent.obs_space, 'is_first']
+    self._step = jax.jit(self._step_fn, donate_argnums=1)
+    self.params: Tree = {}
+    self.steps = 0
+    self.reset()
+
+  def reset(self) -> None:
+    """Forgets what was seen; every environment must start an episode."""
+    self._carry = self._agent.initial_carry(self._envs)
+
+  def __call__(
+    self, obs: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """One step; waits for the action.
+
+    Args:
+      obs: [N, ...] per observation key and `is_first`; others are ignored.
+
+    Returns:
+      Actions [N, ...] per key, and the latents to store with this step.
+    """
+    obs = {k: obs[k] for k in self._keys}
+    count = np.uint32(self.steps)
+    self._carry, action, latents = self._step(
+      self.params, self._carry, obs, count
+    )
+    self.steps += 1
+    return jax.device_get((action, latents))
+
+  def _step_fn(self, params, carry, obs, count):
+    key = jax.random.fold_in(jax.random.key(self._seed), count)
+    return self._agent.policy(params, carry, obs, key, mode=self._mode)

@@ -1,0 +1,103 @@
+"""Collects what a run measures and writes it at intervals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from dreamer_tpu.actor.episodes import EpisodeStats
+from dreamer_tpu.learner.learner import Result
+from dreamer_tpu.metrics.aggregate import Aggregator
+from dreamer_tpu.metrics.system import Usage
+from dreamer_tpu.metrics.timer import Rate, Timer
+from dreamer_tpu.metrics.writers import Writers
+from dreamer_tpu.replay import Replay
+
+
+class Logger:
+  """The metrics of a run.
+
+  Args:
+    writers: Where they go.
+    timer: Of the run's sections.
+    total: Agent steps of the whole run.
+    repeat: Environment steps per agent step.
+    batch_steps: Replayed steps per update.
+    step: Agent steps at the start.
+    update: Updates at the start.
+  """
+
+  def __init__(
+    self,
+    writers: Writers,
+    timer: Timer,
+    *,
+    total: int,
+    repeat: int,
+    batch_steps: int,
+    step: int,
+    update: int,
+  ):
+    self._writers = writers
+    self._timer = timer
+    self._total = total
+    self._repeat = repeat
+    self._batch_steps = batch_steps
+    self._train = Aggregator()
+    self._usage = Usage()
+    self._policy_fps = Rate(step)
+    self._train_fps = Rate(update * batch_steps)
+    self._skips = 0.0
+
+  def episodes(self, step: int, finished: list[dict[str, Any]]) -> None:
+    """Writes the scores of training episodes that ended at `step`."""
+    for episode in finished:
+      self._writers.score(step, episode['score'], episode['length'], 'train')
+
+  def result(self, result: Result | None) -> None:
+    """Takes the metrics of an update."""
+    if result is None:
+      return
+    self._train.add(result.metrics, 'train/')
+    if result.nonfinite:
+      logging.warning(
+        'Skipped an update: the gradient of %s is not finite (%d skipped).',
+        result.nonfinite,
+        result.metrics['opt/skipped'],
+      )
+
+  def write(
+    self,
+    step: int,
+    update: int,
+    replay: Replay,
+    episodes: EpisodeStats,
+    extra: Mapping[str, float],
+  ) -> dict[str, float]:
+    """Writes everything collected since the last call, and shows progress."""
+    metrics = {
+      **self._train.result(),
+      **episodes.result(),
+      **{f'replay/{k}': v for k, v in replay.stats().items()},
+      **self._timer.stats(),
+      **self._usage.stats(_device_bytes()),
+      **extra,
+      'fps/policy': self._policy_fps(step),
+      'fps/train': self._train_fps(update * self._batch_steps),
+      'perf/goodput': self._timer.goodput(),
+    }
+    self.report(step, update, metrics)
+    self._writers.view.progress(step, self._total, metrics)
+    return metrics
+
+  def report(self, step: int, update: int, metrics: Mapping[str, Any]) -> None:
+    """Writes metrics and videos as they are."""
+    frames = step * self._repeat
+    self._writers.write(step, metrics, frames=frames, update=update)
+
+
+def _device_bytes() -> float | None:
+  """Peak bytes in use on the first device, where it tells."""
+  stats = jax.local_devices()[0].memory_stats()
+  return stats.get('peak_bytes_in_use') if stats else None

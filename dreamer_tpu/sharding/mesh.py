@@ -1,0 +1,93 @@
+"""The device mesh: three axes, host-aligned."""
+
+import math
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from dreamer_tpu.errors import UserError
+
+AXES = ('data', 'fsdp', 'model')
+BATCH = ('data', 'fsdp')
+
+
+def make(config: Any) -> Mesh:
+  """A mesh over all devices of all processes.
+
+  Every process owns whole rows of the batch: `data` spans the hosts, `model`
+  stays within one.
+
+  Args:
+    config: `mesh` of the configuration: sizes of `data`, `fsdp`, `model`; one
+      of them may be -1, the rest.
+
+  Raises:
+    UserError: The sizes do not multiply to the number of devices, or a model
+      axis would cross hosts.
+  """
+  hosts, local = jax.process_count(), jax.local_device_count()
+  data, fsdp, model = _resolve(config, jax.device_count())
+  if local % model:
+    raise UserError(
+      f'mesh.model={model} does not divide the {local} devices of a host; '
+      f'choose one of {divisors(local)}.'
+    )
+  if data % hosts == 0:
+    shape, across = (data // hosts, fsdp, model), (hosts, 1, 1)
+  elif fsdp % hosts == 0 and data == 1:
+    shape, across = (1, fsdp // hosts, model), (1, hosts, 1)
+  else:
+    raise UserError(
+      f'mesh.data={data} and mesh.fsdp={fsdp} do not divide over {hosts} '
+      'hosts; make mesh.data a multiple of that number.'
+    )
+  devices = mesh_utils.create_hybrid_device_mesh(
+    shape,
+    across,
+    process_is_granule=True,
+    allow_split_physical_axes=True,
+  )
+  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+  """Refuses a batch that does not divide over the mesh.
+
+  Raises:
+    UserError: Names the batch sizes nearby that do.
+  """
+  rows = batch_shards(mesh)
+  if batch_size % rows:
+    near = max(rows, round(batch_size / rows) * rows)
+    raise UserError(
+      f'batch_size={batch_size} does not divide over the {rows} devices of '
+      f'mesh.data x mesh.fsdp; choose batch_size={near} or another mesh.'
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def divisors(number: int) -> list[int]:
+  """All divisors in increasing order."""
+  return [x for x in range(1, number + 1) if number % x == 0]
+
+
+def _resolve(config: Any, devices: int) -> list[int]:
+  sizes = [config[axis] for axis in AXES]
+  text = ', '.join(f'mesh.{axis}={config[axis]}' for axis in AXES)
+  if sizes.count(-1) > 1 or any(x < 1 and x != -1 for x in sizes):
+    raise UserError(f'{text}: sizes are positive, and one of them may be -1.')
+  fixed = math.prod(x for x in sizes if x != -1)
+  if -1 in sizes and devices % fixed == 0:
+    sizes[sizes.index(-1)] = devices // fixed
+  if math.prod(sizes) != devices:
+    raise UserError(
+      f'{text} do not multiply to the {devices} devices there are; sizes that '
+      f'divide them: {divisors(devices)}, -1 stands for the rest.'
+    )
+  return sizes

@@ -1,0 +1,77 @@
+"""Where every array of the agent's state lives on the mesh."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dreamer_tpu.sharding.mesh import BATCH
+
+Tree = Any
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+  """Rows over `data` and `fsdp` together, repeated over `model`."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def state(
+  mesh: Mesh,
+  rules: Mapping[str, str | None],
+  variables: Tree,
+  abstract: Tree,
+) -> Tree:
+  """Shardings of the agent's whole state.
+
+  Parameters follow their logical axes; whatever mirrors them (the slow value,
+  the optimizer's moments) follows the parameter of that name; all else is
+  replicated.
+
+  Args:
+    mesh: The device mesh.
+    rules: Mesh axis, or None, per logical axis name.
+    variables: The model's `nnx.Param`s with `axes` metadata, nested by name.
+    abstract: The state as ShapeDtypeStructs.
+
+  Returns:
+    A NamedSharding per leaf of `abstract`.
+  """
+  specs = {
+    path: _spec(mesh, rules, variable)
+    for path, variable in nnx.to_flat_state(variables)
+  }
+  specs |= {
+    ('slow_value', *path[1:]): spec
+    for path, spec in specs.items()
+    if path[0] == 'value'
+  }
+
+  def sharding(path, leaf):
+    names = tuple(getattr(k, 'key', None) for k in path)
+    for start in range(len(names)):
+      if names[start:] in specs:
+        return NamedSharding(mesh, specs[names[start:]])
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def _spec(mesh, rules, variable) -> PartitionSpec:
+  """A mesh axis is used once per array, and only where it divides."""
+  used: set[str] = set()
+  spec = []
+  for name, size in zip(
+    variable.get_metadata('axes'), variable.shape, strict=True
+  ):
+    axis = rules.get(name) if name else None
+    fits = axis and axis not in used and size % mesh.shape[axis] == 0
+    spec.append(axis if fits else None)
+    used |= {axis} if fits else set()
+  return PartitionSpec(*spec)
