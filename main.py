@@ -31,7 +31,7 @@ from dreamer_tpu.run import cli, logdirs
 def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   """Runs the script that the configuration names."""
   config, logdir = command
-  logdirs.save_config(config, logdir)
+  logdirs.check_writable(logdir)
   # Only now: a mistake above is answered without waiting for JAX to import.
   script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
   return script.main(config, logdir)

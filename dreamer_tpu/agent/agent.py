@@ -275,7 +275,7 @@ class Agent:
       obs['is_last'],
       obs['is_terminal'],
       obs['reward'],
-      returns[:, 0].reshape(batch, length),
+      returns[0].reshape(batch, length),
       model.value(feat),
       self._slow(slow_value)(sg(feat)),
       self.config,
@@ -301,7 +301,7 @@ class Agent:
     action = spaces.concat(self.act_space, last_action)
     _, states = model.rssm.observe(start, tokens, action, obs['is_first'], key)
     terms, metrics = losses.dynamics(
-      Categorical(logp=states['logp']),
+      Categorical.from_logp(states['logp']),
       model.rssm.prior_of(states['deter']),
       self.config.rssm.free_nats,
     )
@@ -320,7 +320,8 @@ class Agent:
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
     }
-    feats, actions = self._imagine(self._model(sg(params)), start, key)
+    states, actions = self._imagine(self._model(sg(params)), start, key)
+    feats = model.rssm.feat(states)
     policy = model.policy(feats)
     if key is None:  # rounding aside, a mode has no gradient of its mean
       actions = policy.sample(None)
@@ -339,35 +340,46 @@ class Agent:
   def _slow(self, slow_value: Tree) -> ScalarHead:
     return nnx.merge(self._graphs['value'], slow_value)
 
-  def _imagine(self, frozen, start, key):
+  def _imagine(
+    self, frozen: Any, start: Tree, key: jax.Array | None
+  ) -> tuple[Tree, Tree]:
     """Rolls the policy out in the prior; nothing carries gradients.
 
+    The loop hands out class indices instead of one-hots and no features, so
+    that little is written: they are put together for all steps at once.
+
     Returns:
-      Features [N, H + 1, F] and actions [N, H + 1, ...].
+      States and actions of H + 1 steps, time first: `deter` [H + 1, N, D],
+      `stoch` [H + 1, N, S, C] and [H + 1, N, ...] per action key.
     """
     horizon = self.config.imag_length
 
     def act(state, key):
-      feat = frozen.rssm.feat(state)
-      return feat, frozen.policy(feat).sample(key)
+      return frozen.policy(frozen.rssm.feat(state)).sample(key)
+
+    def compact(state):
+      return state['deter'], jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
 
     def step(state, key):
       keys = (None, None) if key is None else jax.random.split(key)
-      feat, action = act(state, keys[0])
+      action = act(state, keys[0])
       flat = spaces.concat(self.act_space, action)
-      state = frozen.rssm.imagine_step(state, flat, keys[1])
-      return state, (feat, action)
+      new = frozen.rssm.imagine_step(state, flat, keys[1])
+      return new, (*compact(state), action)
 
     keys = None if key is None else jax.random.split(key, horizon + 1)
-    last_key = None if key is None else keys[-1]
-    scan_keys = None if key is None else keys[:-1]
-    last, outs = jax.lax.scan(step, start, scan_keys, length=horizon)
-    outs = jax.tree.map(
-      lambda xs, x: jnp.swapaxes(jnp.concatenate([xs, x[None]]), 0, 1),
-      outs,
-      act(last, last_key),
+    first, last = (None, None) if key is None else (keys[:-1], keys[-1])
+    state, outs = jax.lax.scan(step, start, first, length=horizon)
+    deter, index, action = sg(
+      jax.tree.map(
+        lambda xs, x: jnp.concatenate([xs, x[None]]),
+        outs,
+        (*compact(state), act(state, last)),
+      )
     )
-    return sg(outs)
+    classes = self.config.rssm.classes
+    stoch = jax.nn.one_hot(index, classes, dtype=self.dtype)
+    return {'deter': deter, 'stoch': stoch}, action
 
   def _apply(
     self, state: Tree, grads: Tree, retnorm: Tree

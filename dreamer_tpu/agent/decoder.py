@@ -53,7 +53,7 @@ class Decoder(nnx.Module):
         head = layers.Linear(
           config.units, space.size, dtype=dtype, rngs=rngs, axes=axes
         )
-        setattr(self, f'{name(key)}_out', head)
+        setattr(self, f'out_{name(key)}', head)
     if self.images:
       self._init_images(deter, stoch, config, dtype, rngs)
 
@@ -97,7 +97,7 @@ class Decoder(nnx.Module):
     if self.vectors:
       x = self.mlp(jnp.concatenate([stoch, deter], -1))
       for key, space in self.vectors.items():
-        out = getattr(self, f'{name(key)}_out')(x).astype(jnp.float32)
+        out = getattr(self, f'out_{name(key)}')(x).astype(jnp.float32)
         if space.classes:
           shape = (*out.shape[:2], *space.shape, space.classes)
           heads[key] = distributions.Categorical.create(out.reshape(shape))
@@ -115,11 +115,10 @@ class Decoder(nnx.Module):
   def _upsample(self, deter: jax.Array, stoch: jax.Array) -> jax.Array:
     batch = deter.shape[:2]
     height, width = self.grid
-    a = self.deter_in(deter).reshape(
-      batch[0] * batch[1], self.blocks, height, width, -1
-    )
-    a = jnp.moveaxis(a, 1, 3)  # each block holds its own channels of the grid
-    a = a.reshape(*a.shape[:3], -1)
+    # Each block holds its own channels of the whole grid.
+    a = self.deter_in.by_block(layers.to_blocks(deter, self.blocks))
+    a = a.reshape(self.blocks, a.shape[1], height, width, -1)
+    a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
     x = jax.nn.silu(self.norm(a + b))
     for i in reversed(range(self.stages)):

@@ -22,41 +22,61 @@ def symexp(x: jax.Array) -> jax.Array:
 
 @chex.dataclass(frozen=True)
 class Categorical:
-  """Independent categoricals over the last axis.
+  """Independent categoricals over the last axis; build with `create`.
 
   Attributes:
-    logp: float32 [..., classes] log-probabilities; build with
-      `Categorical.create`.
+    logp: float32 [..., classes] log-probabilities.
+    probs: float32 [..., classes] the same as probabilities. Who only samples
+      needs no logarithm.
   """
 
   logp: jax.Array
+  probs: jax.Array
 
   @classmethod
   def create(cls, logits: jax.Array, unimix: float = 0.0) -> 'Categorical':
     """From logits [..., classes], mixed with `unimix` of the uniform."""
-    logp = jax.nn.log_softmax(logits.astype(f32))
-    if unimix:
-      probs = jnp.exp(logp) * (1 - unimix) + unimix / logits.shape[-1]
-      logp = jnp.log(probs)
-    return cls(logp=logp)
+    if not unimix:
+      return cls.from_logp(jax.nn.log_softmax(logits.astype(f32)))
+    probs = jax.nn.softmax(logits.astype(f32))
+    probs = probs * (1 - unimix) + unimix / logits.shape[-1]
+    return cls(logp=jnp.log(probs), probs=probs)
+
+  @classmethod
+  def from_logp(cls, logp: jax.Array) -> 'Categorical':
+    """From normalized log-probabilities [..., classes]."""
+    return cls(logp=logp, probs=jnp.exp(logp))
 
   def sample(self, key: jax.Array | None) -> jax.Array:
-    """int32 [...] classes, by the Gumbel trick."""
-    if key is None:
-      return jnp.argmax(self.logp, -1).astype(jnp.int32)
-    noise = jax.random.gumbel(key, self.logp.shape, f32)
-    return jnp.argmax(self.logp + noise, -1).astype(jnp.int32)
+    """int32 [...] classes."""
+    noise = None
+    if key is not None:
+      noise = jax.random.uniform(key, self.logp.shape[:-1], f32)
+    return self.choose(noise)
 
-  def straight_through(self, noise: jax.Array | float) -> jax.Array:
+  def choose(self, noise: jax.Array | None) -> jax.Array:
+    """int32 [...] classes, by inverting the cumulative distribution.
+
+    That needs one random number where the Gumbel trick needs one per class.
+
+    Args:
+      noise: Uniform in [0, 1), [...]; None for the mode.
+    """
+    if noise is None:
+      return jnp.argmax(self.logp, -1).astype(jnp.int32)
+    below = jnp.cumsum(self.probs, -1) <= noise[..., None]
+    last = self.logp.shape[-1] - 1  # rounding may leave the sum below 1
+    return jnp.minimum(below.sum(-1, dtype=jnp.int32), last)
+
+  def straight_through(self, noise: jax.Array | None) -> jax.Array:
     """One-hot float32 [..., classes] with the gradient of the probabilities.
 
     Args:
-      noise: Gumbel noise [..., classes], or 0.0 for the mode.
+      noise: As of `choose`.
     """
-    index = jnp.argmax(self.logp + noise, -1)
+    index = self.choose(noise)
     hard = jax.nn.one_hot(index, self.logp.shape[-1], dtype=f32)
-    probs = jnp.exp(self.logp)
-    return hard + (probs - jax.lax.stop_gradient(probs))
+    return hard + (self.probs - jax.lax.stop_gradient(self.probs))
 
   def log_prob(self, event: jax.Array) -> jax.Array:
     """float32 [...] log-probability of int classes [...]."""
@@ -65,11 +85,11 @@ class Categorical:
 
   def entropy(self) -> jax.Array:
     """float32 [...] in nats."""
-    return -jnp.sum(jnp.exp(self.logp) * self.logp, -1)
+    return -jnp.sum(self.probs * self.logp, -1)
 
   def kl(self, other: 'Categorical') -> jax.Array:
     """float32 [...] KL(self || other) in nats."""
-    return jnp.sum(jnp.exp(self.logp) * (self.logp - other.logp), -1)
+    return jnp.sum(self.probs * (self.logp - other.logp), -1)
 
 
 @chex.dataclass(frozen=True)

@@ -26,10 +26,12 @@ def truncated_normal(
   return noise * (1.1368 * outscale / math.sqrt(fan_in))
 
 
-def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-  """RMSNorm over the last axis in float32; same shape and dtype as `x`."""
+def rms_norm(
+  x: jax.Array, scale: jax.Array, axes: int | tuple[int, ...] = -1
+) -> jax.Array:
+  """RMSNorm over some axes in float32; same shape and dtype as `x`."""
   wide = x.astype(jnp.float32)
-  power = jnp.mean(jnp.square(wide), -1, keepdims=True)
+  power = jnp.mean(jnp.square(wide), axes, keepdims=True)
   return (wide * (jax.lax.rsqrt(power + 1e-4) * scale)).astype(x.dtype)
 
 
@@ -59,10 +61,11 @@ class Linear(nnx.Module):
 
 
 class BlockLinear(nnx.Module):
-  """Block-diagonal linear layer: [..., inputs] -> [..., outputs].
+  """Block-diagonal linear layer: [..., inputs] -> [N, outputs].
 
   The kernel is [blocks, inputs / blocks, outputs / blocks]; block g maps the
-  g-th slice of the input to the g-th slice of the output.
+  g-th slice of the input to the g-th slice of the output. N is all leading
+  axes in one.
   """
 
   def __init__(
@@ -81,19 +84,34 @@ class BlockLinear(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    blocks = self.kernel.shape[0]
+    return from_blocks(self.by_block(to_blocks(x, blocks)))
+
+  def by_block(self, x: jax.Array) -> jax.Array:
+    """The same on [blocks, N, inputs / blocks], blocks first."""
     kernel = self.kernel[...].astype(self.dtype)
-    return block_product(x.astype(self.dtype), kernel) + self.bias[...].astype(
-      self.dtype
-    )
+    bias = self.bias[...].astype(self.dtype).reshape(len(kernel), 1, -1)
+    return block_product(x.astype(self.dtype), kernel) + bias
 
 
 def block_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., g * i] times [g, i, o] -> [..., g * o], block by block."""
-  blocks, inputs, outputs = kernel.shape
-  chex.assert_axis_dimension(x, -1, blocks * inputs)
-  grouped = x.reshape(*x.shape[:-1], blocks, inputs)
-  product = jnp.einsum('...gi,gio->...go', grouped, kernel)
-  return product.reshape(*x.shape[:-1], blocks * outputs)
+  """[g, N, i] times [g, i, o] -> [g, N, o].
+
+  With the blocks first this is a plain batched product. With the blocks in
+  the middle, XLA takes 3 times as long for it on CPU.
+  """
+  return jax.lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
+
+
+def to_blocks(x: jax.Array, blocks: int) -> jax.Array:
+  """[..., g * i] -> [g, N, i], where N is all leading axes in one."""
+  chex.assert_is_divisible(x.shape[-1], blocks)
+  return jnp.swapaxes(x.reshape(-1, blocks, x.shape[-1] // blocks), 0, 1)
+
+
+def from_blocks(x: jax.Array) -> jax.Array:
+  """[g, N, o] -> [N, g * o]."""
+  return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
 
 
 class Conv(nnx.Module):

@@ -54,38 +54,43 @@ def imagination(
 ) -> tuple[Losses, jax.Array, normalizer.State, Metrics]:
   """Actor and critic losses on imagined trajectories (Eqs. 7, 8, 11).
 
+  Time comes first here, as the rollout wrote it.
+
   Args:
-    actions: [N, H + 1, ...] per key, without gradients.
-    reward: [N, H + 1] predicted rewards.
-    cont: [N, H + 1] predicted continue probabilities, discount included.
-    policy: At the [N, H + 1] features.
+    actions: [H + 1, N, ...] per key, without gradients.
+    reward: [H + 1, N] predicted rewards.
+    cont: [H + 1, N] predicted continue probabilities, discount included.
+    policy: At the [H + 1, N] features.
     value: Fast critic at the features.
     slow: Slow critic at the features.
     retnorm: State of the return normalizer.
     config: `agent` of the configuration.
 
   Returns:
-    `policy` and `value` losses [N, H], returns [N, H], the new normalizer
+    `policy` and `value` losses [H, N], returns [H, N], the new normalizer
     state and metrics.
   """
   chex.assert_equal_shape([reward, cont])
   value_mean, slow_mean = value.mean(), slow.mean()
   target = slow_mean if config.slow_value.target else value_mean
-  weight = sg(jnp.cumprod(cont, 1))
+  weight = sg(jnp.cumprod(cont, 0))
   last = jnp.zeros_like(cont)
-  returns = lambda_return(last, 1 - cont, reward, target, 1.0, config.lam)
+  returns = lambda_return(
+    last.T, 1 - cont.T, reward.T, target.T, 1.0, config.lam
+  ).T
   norm = config.retnorm
   retnorm = normalizer.update(
     retnorm, returns, rate=norm.rate, low=norm.low, high=norm.high
   )
   scale = normalizer.scale(retnorm, norm.limit)
-  advantage = sg((returns - target[:, :-1]) / scale)
+  advantage = sg((returns - target[:-1]) / scale)
 
-  logp = policy.log_prob(sg(dict(actions)))[:, :-1]
-  entropy = {k: v[:, :-1] for k, v in policy.entropy().items()}
+  logp = policy.log_prob(sg(dict(actions)))[:-1]
+  entropy = {k: v[:-1] for k, v in policy.entropy().items()}
   bonus = config.entropy * sum(entropy.values())
-  losses = {'policy': weight[:, :-1] * -(logp * advantage + bonus)}
-  losses['value'] = weight[:, :-1] * value_loss(value, slow_mean, returns)
+  losses = {'policy': weight[:-1] * -(logp * advantage + bonus)}
+  value = TwoHot(logits=value.logits[:-1])
+  losses['value'] = weight[:-1] * value_loss(value, slow_mean[:-1], returns)
   metrics = {
     'ret/mean': returns.mean(),
     'ret/min': returns.min(),
@@ -133,18 +138,19 @@ def replay_value(
   discount = 1 - 1 / config.horizon
   returns = lambda_return(last, term, reward, boot, discount, config.lam)
   weight = 1 - last.astype(jnp.float32)
+  value = TwoHot(logits=value.logits[:, :-1])
+  slow = TwoHot(logits=slow.logits[:, :-1])
   return weight[:, :-1] * value_loss(value, slow.mean(), returns)
 
 
 def value_loss(
   value: TwoHot, slow_mean: jax.Array, returns: jax.Array
 ) -> jax.Array:
-  """Cross entropy to the return and to the slow critic, [N, T - 1].
+  """Cross entropy to the return and to the slow critic; float32 as `returns`.
 
   Args:
-    value: Fast critic at T features.
-    slow_mean: [N, T] predictions of the slow critic.
-    returns: [N, T - 1]; the last step has none.
+    value: Fast critic at some steps.
+    slow_mean: Predictions of the slow critic there.
+    returns: Returns from there.
   """
-  value = TwoHot(logits=value.logits[:, :-1])
-  return value.loss(returns) + value.loss(slow_mean[:, :-1])
+  return value.loss(returns) + value.loss(slow_mean)

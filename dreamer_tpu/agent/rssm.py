@@ -98,8 +98,8 @@ class RSSM(nnx.Module):
     action = action * ~reset[..., None]
     action_part = self._action_part(action)
     token_part = self._token_part(tokens)
-    shape = (*tokens.shape[:2], *self.stoch)
-    noise = None if key is None else jax.random.gumbel(key, shape, jnp.float32)
+    shape = (*tokens.shape[:2], self.stoch[0])
+    noise = None if key is None else jax.random.uniform(key, shape)
 
     def step(state, inputs):
       action_part, token_part, keep, noise = inputs
@@ -107,7 +107,7 @@ class RSSM(nnx.Module):
       stoch = state['stoch'] * keep[:, None, None]
       deter = self._recur(deter, stoch, action_part)
       post = self._posterior(deter, token_part)
-      stoch = post.straight_through(0.0 if noise is None else noise)
+      stoch = post.straight_through(noise)
       state = {'deter': deter, 'stoch': stoch.astype(self.dtype)}
       return state, {**state, 'logp': post.logp}
 
@@ -168,23 +168,31 @@ class RSSM(nnx.Module):
   def _recur(
     self, deter: jax.Array, stoch: jax.Array, action_part: jax.Array
   ) -> jax.Array:
-    """The block GRU (Appendix B): `deter` [B, D] of the next step."""
+    """The block GRU (Appendix B): `deter` [B, D] of the next step.
+
+    Between its two ends everything has the blocks first, [g, B, D / g].
+    """
     state = jnp.concatenate(
       [self.in_deter(deter), self.in_stoch(flatten(stoch))], -1
     )
     own, shared, _ = self._hidden_kernels()
-    x = layers.block_product(deter, own) + shared_product(state, shared)
-    x = jax.nn.silu(self.hidden0_norm(x + action_part))
-    for i in range(1, self.dyn_layers):
-      x = getattr(self, f'hidden{i}')(x)
-      x = jax.nn.silu(getattr(self, f'hidden{i}_norm')(x))
-    gates = self.gru(x).reshape(-1, self.blocks, 3, self.deter // self.blocks)
-    reset, candidate, update = (
-      gates[:, :, i].reshape(deter.shape) for i in range(3)
+    deter = layers.to_blocks(deter, self.blocks)
+    x = layers.block_product(deter, own) + jnp.einsum(
+      'bi,gio->gbo', state, shared
     )
+    x = self._activate(0, x + layers.to_blocks(action_part, self.blocks))
+    for i in range(1, self.dyn_layers):
+      x = self._activate(i, getattr(self, f'hidden{i}').by_block(x))
+    reset, candidate, update = jnp.split(self.gru.by_block(x), 3, -1)
     candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
     update = jax.nn.sigmoid(update - 1)
-    return update * candidate + (1 - update) * deter
+    return layers.from_blocks(update * candidate + (1 - update) * deter)
+
+  def _activate(self, layer: int, x: jax.Array) -> jax.Array:
+    """RMSNorm over all of D, and SiLU: [g, B, D / g] -> the same."""
+    scale = getattr(self, f'hidden{layer}_norm').scale[...]
+    scale = scale.reshape(self.blocks, 1, -1)
+    return jax.nn.silu(layers.rms_norm(x, scale, axes=(0, 2)))
 
   def _token_part(self, tokens: jax.Array) -> jax.Array:
     """What the tokens add to the first posterior layer, bias included."""

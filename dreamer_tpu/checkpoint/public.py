@@ -168,6 +168,10 @@ def _encode(text: str, encoding: str) -> bytes:
   return text.encode('latin1')
 
 
+def _no_bytes() -> bytes:
+  return b''
+
+
 _ML_DTYPES = {
   name: getattr(ml_dtypes, name)
   for name in ('bfloat16', 'float8_e4m3fn', 'float8_e5m2')
@@ -176,6 +180,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
   ('numpy', 'ndarray'): _Array,
   ('numpy', 'dtype'): _Dtype,
   ('_codecs', 'encode'): _encode,  # bytes, in old pickles
+  ('__builtin__', 'bytes'): _no_bytes,
   **{('ml_dtypes', name): kind for name, kind in _ML_DTYPES.items()},
 }
 for _core in ('numpy.core', 'numpy._core'):

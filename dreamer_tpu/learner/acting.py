@@ -24,7 +24,8 @@ class PolicyStep:
   def __init__(self, agent: Agent, envs: int, *, seed: int, mode: bool = False):
     self._agent = agent
     self._envs = envs
-    self._seed = seed
+    # An argument, not a constant: all seeds share one compiled program.
+    self._seed = jax.device_put(np.uint32(seed))
     self._mode = mode
     self._keys = [*agent.obs_space, 'is_first']
     self._step = jax.jit(self._step_fn, donate_argnums=1)
@@ -47,14 +48,15 @@ class PolicyStep:
     Returns:
       Actions [N, ...] per key, and the latents to store with this step.
     """
-    obs = {k: obs[k] for k in self._keys}
-    count = np.uint32(self.steps)
+    inputs = jax.device_put(
+      ({k: obs[k] for k in self._keys}, np.uint32(self.steps))
+    )
     self._carry, action, latents = self._step(
-      self.params, self._carry, obs, count
+      self.params, self._carry, *inputs, self._seed
     )
     self.steps += 1
     return jax.device_get((action, latents))
 
-  def _step_fn(self, params, carry, obs, count):
-    key = jax.random.fold_in(jax.random.key(self._seed), count)
+  def _step_fn(self, params, carry, obs, count, seed):
+    key = jax.random.fold_in(jax.random.key(seed), count)
     return self._agent.policy(params, carry, obs, key, mode=self._mode)

@@ -9,12 +9,13 @@ class Every:
   Args:
     seconds: 0 is never, negative is with every update.
     first: Whether the first call is due whatever the time.
+    update: Updates at the start.
   """
 
-  def __init__(self, seconds: float, *, first: bool = False):
+  def __init__(self, seconds: float, *, first: bool = False, update: int = 0):
     self._seconds = seconds
     self._last = -float('inf') if first else time.monotonic()
-    self._update = 0
+    self._update = update
 
   def __call__(self, update: int) -> bool:
     """Whether it is due; if so, the time starts anew.

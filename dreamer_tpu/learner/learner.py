@@ -58,9 +58,11 @@ class Learner:
     seed: int,
   ):
     self.agent = agent
-    self._seed = seed
     self._rows = rules.batch(mesh)
-    whole = rules.replicated(mesh)
+    self._whole = whole = rules.replicated(mesh)
+    # An argument, not a constant: all seeds share one compiled program.
+    self._seed = self._scalar(np.uint32(seed))
+    rules.check(mesh, sharding_rules, agent.variables)
     abstract = jax.eval_shape(agent.init, jax.random.key(0))
     self.shardings = rules.state(
       mesh, sharding_rules, agent.variables, abstract
@@ -90,7 +92,7 @@ class Learner:
   def init(self) -> None:
     """Creates a fresh state, every shard on its own device."""
     make = jax.jit(self._init_fn, out_shardings=self.shardings)
-    self.state = make()
+    self.state = make(self._seed)
 
   def reset_carry(self) -> None:
     """Forgets the carry of consecutive parts."""
@@ -123,7 +125,7 @@ class Learner:
       The result of the update before it, if not yet handed out.
     """
     self.state, self._carry, latents, metrics = self._train(
-      self.state, self._carry, batch
+      self.state, self._carry, batch, self._seed
     )
     previous = self._pending
     self._pending = (stepid[:, self.agent.context :], latents, metrics)
@@ -148,9 +150,12 @@ class Learner:
       the first one.
     """
     carry = self._new_carry()
+    number = self._scalar(np.int32(count))
     results = []
     for part in parts:
-      carry, *result = self._report(self.state, carry, part, np.int32(count))
+      carry, *result = self._report(
+        self.state, carry, part, self._seed, number
+      )
       results.append(jax.device_get(result))
     mean = lambda *xs: float(np.mean(xs))
     return jax.tree.map(mean, *(r[0] for r in results)), results[0][1]
@@ -159,19 +164,22 @@ class Learner:
     """A copy of the policy's weights in the compute dtype, on one device."""
     return arrays.on_one_device(self._publish(self.state['params']))
 
-  def _init_fn(self):
-    return self.agent.init(_stream(self._seed, INIT))
+  def _scalar(self, value: np.generic) -> jax.Array:
+    return arrays.to_global(self._whole, np.asarray(value))
 
-  def _train_fn(self, state, carry, batch):
-    key = jax.random.fold_in(_stream(self._seed, TRAIN), state['step'])
+  def _init_fn(self, seed):
+    return self.agent.init(_stream(seed, INIT))
+
+  def _train_fn(self, state, carry, batch, seed):
+    key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
     state, carry, latents, metrics = self.agent.train(state, carry, batch, key)
     # One vector is one transfer.
     self._names = sorted(metrics)
     vector = jnp.stack([metrics[k].astype(jnp.float32) for k in self._names])
     return state, carry, latents, vector
 
-  def _report_fn(self, state, carry, batch, count):
-    key = jax.random.fold_in(_stream(self._seed, REPORT), count)
+  def _report_fn(self, state, carry, batch, seed, count):
+    key = jax.random.fold_in(_stream(seed, REPORT), count)
     return self.agent.report(state, carry, batch, key)
 
   def _publish_fn(self, params):
@@ -182,7 +190,7 @@ class Learner:
     if pending is None:
       return None
     stepid, latents, vector = pending
-    values = np.asarray(vector.addressable_shards[0].data)
+    values = jax.device_get(vector.addressable_shards[0].data)
     metrics = dict(zip(self._names, values.tolist(), strict=True))
     culprit = int(metrics.pop('opt/nonfinite'))
     name = '' if culprit < 0 else self._parameter_names()[culprit]
@@ -193,5 +201,5 @@ class Learner:
     return sorted(flat, key=lambda name: name.split('/'))
 
 
-def _stream(seed: int, stream: int) -> jax.Array:
+def _stream(seed: jax.Array, stream: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), stream)

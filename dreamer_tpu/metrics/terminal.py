@@ -1,5 +1,6 @@
 """What a person at a terminal sees of a run."""
 
+import collections
 import math
 import shutil
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Mapping
 from typing import TextIO
 
 _LOSS = 'train/loss/'
+# Progress lines from which the time that is left is extrapolated.
+_RECENT = 10
 
 
 class View:
@@ -26,7 +29,9 @@ class View:
     self._rewrite = enabled and self._stream.isatty()
     self._open_line = False
     self._begin = time.monotonic()
-    self._first: tuple[float, int] | None = None
+    self._recent: collections.deque[tuple[float, int]] = collections.deque(
+      maxlen=_RECENT
+    )
 
   def status(self, text: str) -> None:
     """Says what the run is busy with, as in `compiling the train step`."""
@@ -59,6 +64,8 @@ class View:
     update: int,
     metrics: Mapping[str, float],
     logdir: str = '',
+    *,
+    done: bool = True,
   ) -> None:
     """Ends the run with its result and where the time went.
 
@@ -67,13 +74,15 @@ class View:
       update: Updates of the agent.
       metrics: Scores, `timer/NAME/frac` and `perf/goodput`, where known.
       logdir: Where everything lies.
+      done: Whether it has got to its end.
     """
+    end = 'done' if done else 'stopped, start again to go on'
     self._print(
-      f'[{duration(self._elapsed())}] done: {step:,} steps, {update:,} updates'
+      f'[{duration(self._elapsed())}] {end}: {step:,} steps, {update:,} updates'
     )
     for name, text in (
       ('result', '  '.join(_scores(metrics))),
-      ('losses', '  '.join(_losses(metrics))),
+      ('losses', ' '.join(_losses(metrics)).removeprefix('loss ')),
       ('time', _shares(metrics)),
       ('logdir', logdir),
     ):
@@ -84,11 +93,10 @@ class View:
     return time.monotonic() - self._begin
 
   def _left(self, step: int, total: int) -> str:
-    """Extrapolates from the first progress on: without the compilation."""
+    """Extrapolates from the last few lines: the start soon counts no more."""
     now = time.monotonic()
-    if self._first is None:
-      self._first = (now, step)
-    begin, done = self._first
+    self._recent.append((now, step))
+    begin, done = self._recent[0]
     if step >= total:
       return duration(0)
     if step <= done:

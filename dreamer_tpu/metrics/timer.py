@@ -26,6 +26,7 @@ class Timer:
     """Args: state: what `state()` returned before a restart, if any."""
     self._lock = threading.Lock()
     self._sections: dict[str, list[float]] = {}
+    self._totals: dict[str, float] = {}
     self._start = self._since = time.perf_counter()
     self._lost = 0.0
     state = state or {}
@@ -43,6 +44,7 @@ class Timer:
       entry[0] += 1
       entry[1] += seconds
       entry[2] = max(entry[2], seconds)
+      self._totals[name] = self._totals.get(name, 0.0) + seconds
       if name in UNPRODUCTIVE:
         self._lost += seconds
 
@@ -66,6 +68,12 @@ class Timer:
         self._sections.clear()
         self._since = now
       return stats
+
+  def shares(self) -> dict[str, float]:
+    """Returns `timer/NAME/frac` since this process started."""
+    elapsed = max(time.perf_counter() - self._start, 1e-9)
+    with self._lock:
+      return {f'timer/{k}/frac': v / elapsed for k, v in self._totals.items()}
 
   def goodput(self) -> float:
     """Returns the productive share of the wall time so far, in [0, 1]."""

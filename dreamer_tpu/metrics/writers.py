@@ -40,6 +40,7 @@ class Writers:
     config: Any = None,
     *,
     resume_step: int | None = None,
+    view: View | None = None,
   ) -> None:
     """Opens the outputs, and lets go of what lies after `resume_step`.
 
@@ -50,6 +51,7 @@ class Writers:
       resume_step: Agent steps at which the run starts, 0 for a fresh one.
         What an earlier process wrote after them would make the curves step
         back, so it is dropped. None keeps everything.
+      view: The terminal, where the run shows itself there already.
 
     Raises:
       UserError: An output is unknown or lacks a package, or the directory
@@ -61,7 +63,7 @@ class Writers:
     self._failed: list[concurrent.futures.Future[Any]] = []
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'metrics')
     self._closed = False
-    self.view = View(enabled='log' in outputs)
+    self.view = view or View(enabled='log' in outputs)
     try:
       self._open(outputs, resume_step)
     except OSError as e:

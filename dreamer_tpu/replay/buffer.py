@@ -201,10 +201,9 @@ class Replay:
       inserts, samples = self._inserts, self._samples
       self._inserts = self._samples = 0
       kept = sum(
-        array.nbytes
+        chunk.pending.nbytes
         for chunk in self._store.chunks.values()
         if chunk.pending is not None
-        for array in chunk.pending.kept.values()
       )
       steps = self._store.steps
       return {

@@ -59,16 +59,15 @@ def latent_keys(fields: Iterable[str]) -> list[str]:
 class Pending:
   """Rows of a chunk that a snapshot still has to copy.
 
-  Whoever overwrites a row that is marked in `need` puts its old value into
-  `kept` first, from where the copy takes the rows marked in `held`. When no
-  row is marked in `waiting` any more, the chunk is done.
+  Whoever overwrites a row that is marked in `need` puts its old value aside
+  first; the copy takes it from there. When no row is marked in `waiting` any
+  more, the chunk is done.
   """
 
   def __init__(self, rows: int) -> None:
     self.need = np.zeros(rows, bool)
-    self.held = np.zeros(rows, bool)
     self.waiting = np.zeros(rows, bool)
-    self.kept: Arrays = {}
+    self._kept: list[tuple[np.ndarray, Arrays]] = []
 
   def add(self, rows: np.ndarray) -> None:
     """Marks rows to be copied as they are now."""
@@ -76,17 +75,30 @@ class Pending:
     self.waiting[rows] = True
 
   def keep(self, latents: Arrays, start: int, stop: int) -> None:
-    """Puts the rows in start..stop aside that are still needed."""
+    """Puts those of the rows start..stop aside that are still needed."""
     rows = start + np.flatnonzero(self.need[start:stop])
-    if not rows.size:
-      return
-    for key, array in latents.items():
-      if key not in self.kept:
-        shape = (len(self.need), *array.shape[1:])
-        self.kept[key] = np.empty(shape, array.dtype)
-      self.kept[key][rows] = array[rows]
+    if rows.size:
+      old = {key: array[rows] for key, array in latents.items()}
+      self._kept.append((rows, old))
+      self.need[rows] = False
+
+  def finish(self, rows: np.ndarray, out: Arrays) -> None:
+    """Puts old values in their places of a copy of rows, which are done."""
+    if self._kept:
+      places = np.full(len(self.need), -1)
+      places[rows] = np.arange(len(rows))
+      for kept, old in self._kept:
+        found = places[kept] >= 0
+        for key, values in old.items():
+          out[key][places[kept[found]]] = values[found]
     self.need[rows] = False
-    self.held[rows] = True
+    self.waiting[rows] = False
+
+  @property
+  def nbytes(self) -> int:
+    """Memory of the values put aside."""
+    arrays = [array for _, old in self._kept for array in old.values()]
+    return sum(array.nbytes for array in arrays)
 
 
 class Chunk:

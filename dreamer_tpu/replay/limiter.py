@@ -34,9 +34,11 @@ class Ratio:
         f'run.train_ratio is {ratio}; it must be a number of at least 0'
       )
     # The decimal as it was written: 0.1 is a tenth here.
-    self._rate = Fraction(str(ratio)) / batch_steps
+    rate = Fraction(str(ratio)) / batch_steps
+    # Updates per step and updates carried over, both in units of 1 / unit.
+    self._rate, self._unit = rate.numerator, rate.denominator
+    self._carry = 0
     self._steps: int | None = None
-    self._carry = Fraction(0)
 
   def __call__(self, env_steps: int) -> int:
     """Returns the updates due since the last call.
@@ -59,16 +61,18 @@ class Ratio:
       raise ValueError(f'{env_steps} env steps after {self._steps}')
     self._carry += (int(env_steps) - self._steps) * self._rate
     self._steps = int(env_steps)
-    updates = math.floor(self._carry)
-    self._carry -= updates
+    updates, self._carry = divmod(self._carry, self._unit)
     return updates
 
   def state(self) -> dict:
     """Returns the state as a JSON-able dict."""
-    carry = [self._carry.numerator, self._carry.denominator]
-    return {'steps': self._steps, 'carry': carry}
+    return {'steps': self._steps, 'carry': [self._carry, self._unit]}
 
   def load(self, state: dict) -> None:
     """Continues from `state`, also with another ratio than it was made with."""
     self._steps = state['steps']
-    self._carry = Fraction(*state['carry'])
+    carry, unit = state['carry']
+    common = math.lcm(unit, self._unit)
+    self._carry = carry * (common // unit)
+    self._rate *= common // self._unit
+    self._unit = common

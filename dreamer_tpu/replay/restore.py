@@ -41,7 +41,7 @@ def check(manifest: Manifest, fields: Mapping[str, Field]) -> None:
     )
   ours = {key: field.describe() for key, field in fields.items()}
   theirs = {
-    key: f'{dtype} {shape}' for key, (shape, dtype) in manifest['spec'].items()
+    key: f'{dtype} {shape}' for key, (dtype, shape) in manifest['spec'].items()
   }
   for key in sorted(ours.keys() | theirs.keys()):
     one, two = theirs.get(key, 'missing'), ours.get(key, 'missing')

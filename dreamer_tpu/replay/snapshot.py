@@ -144,6 +144,7 @@ class Snapshot:
     self._state = state
     self._plans = plans
     self._records = records
+    self._buffers: Arrays = {}
     self._done = False
     self.written = 0
 
@@ -176,6 +177,7 @@ class Snapshot:
       raise
     self._done = True
     self._plans = []
+    self._buffers = {}
     self._journal.finish(self.names)
     return self._state | {'files': [x.to_json() for x in self._records]}
 
@@ -222,10 +224,7 @@ class Snapshot:
     """Copies the rows of a file as they were at the snapshot."""
     fields = self._journal.fields
     keys = latent_keys(fields) if plan.record.kind == LATENTS else list(fields)
-    out: Arrays = {}
-    for key in keys:
-      shape = (plan.record.rows, *fields[key].shape)
-      out[key] = np.empty(shape, fields[key].stored)
+    out = {key: self._buffer(key, plan.record.rows) for key in keys}
     start = 0
     for part in plan.parts:
       stop = start + len(part[1])
@@ -234,6 +233,13 @@ class Snapshot:
       start = stop
     runs = np.concatenate([_runs(*part) for part in plan.parts])
     return [runs, *out.values()]
+
+  def _buffer(self, key: str, rows: int) -> np.ndarray:
+    """Returns memory for rows, the same for every file."""
+    if rows > len(self._buffers.get(key, ())):
+      field = self._journal.fields[key]
+      self._buffers[key] = np.empty((rows, *field.shape), field.stored)
+    return self._buffers[key][:rows]
 
 
 def _copy(part: Part, out: Arrays, lock: threading.Lock) -> None:
@@ -244,15 +250,10 @@ def _copy(part: Part, out: Arrays, lock: threading.Lock) -> None:
     np.take(chunk.arrays[key], rows, axis=0, out=array, mode='clip')
   # Rows that changed before or during this copy were set aside.
   with lock:
-    if pending is None:
-      return
-    held = np.flatnonzero(pending.held[rows])
-    for key in pending.kept if held.size else ():
-      out[key][held] = pending.kept[key][rows[held]]
-    pending.need[rows] = False
-    pending.waiting[rows] = False
-    if not pending.waiting.any():
-      chunk.pending = None
+    if pending is not None:
+      pending.finish(rows, out)
+      if not pending.waiting.any():
+        chunk.pending = None
 
 
 def _runs(chunk: Chunk, rows: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.envs import VectorEnv, make_vector
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.replay import Replay
+from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
 
 # Streams of random numbers besides the learner's, all from one seed.
@@ -90,7 +91,7 @@ def replay(config: ConfigDict, agent: Agent, streams: int) -> Replay:
   arrays = {k: (v.shape, v.dtype) for k, v in spaces.items()}
   return Replay(
     {**arrays, **scalars, **agent.latent_spec()},
-    length=config.batch_length * config.consec_train + config.replay_context,
+    length=validate.sequence_length(config),
     capacity=config.replay.size,
     chunksize=config.replay.chunksize,
     online=config.replay.online,

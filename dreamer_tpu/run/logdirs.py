@@ -28,6 +28,21 @@ def resolve(logdir: str) -> epath.Path:
   return epath.Path(logdir)
 
 
+def check_writable(logdir: epath.Path) -> None:
+  """Creates the directory of a run and tries to write in it.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  trial = logdir / f'{os.getpid()}.partial'
+  try:
+    logdir.mkdir(parents=True, exist_ok=True)
+    trial.write_text('')
+    trial.unlink()
+  except OSError as error:
+    raise _not_writable(logdir, error) from error
+
+
 def save_config(config: Any, logdir: epath.Path) -> None:
   """Writes config.json, keeping a different one as config.N.json.
 
@@ -43,16 +58,19 @@ def save_config(config: Any, logdir: epath.Path) -> None:
   partial = logdir / 'config.json.partial'
   try:
     logdir.mkdir(parents=True, exist_ok=True)
-    # Written whatever the old one holds: it shows that the directory can be.
     partial.write_text(text)
     if path.exists() and path.read_text() != text:
       path.rename(_unused(logdir))
     partial.replace(path)
   except OSError as error:
-    raise UserError(
-      f'--logdir={logdir} cannot be written '
-      f'({error.strerror or error}); choose another directory.'
-    ) from error
+    raise _not_writable(logdir, error) from error
+
+
+def _not_writable(logdir: epath.Path, error: OSError) -> UserError:
+  return UserError(
+    f'--logdir={logdir} cannot be written '
+    f'({error.strerror or error}); choose another directory.'
+  )
 
 
 def _unused(logdir: epath.Path) -> epath.Path:

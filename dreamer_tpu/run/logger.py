@@ -48,7 +48,7 @@ class Logger:
     self._usage = Usage()
     self._policy_fps = Rate(step)
     self._train_fps = Rate(update * batch_steps)
-    self._skips = 0.0
+    self._latest: dict[str, float] = {}
 
   def episodes(self, step: int, finished: list[dict[str, Any]]) -> None:
     """Writes the scores of training episodes that ended at `step`."""
@@ -59,7 +59,7 @@ class Logger:
     """Takes the metrics of an update."""
     if result is None:
       return
-    self._train.add(result.metrics, 'train/')
+    self._train.add(result.metrics, 'train')
     if result.nonfinite:
       logging.warning(
         'Skipped an update: the gradient of %s is not finite (%d skipped).',
@@ -74,7 +74,7 @@ class Logger:
     replay: Replay,
     episodes: EpisodeStats,
     extra: Mapping[str, float],
-  ) -> dict[str, float]:
+  ) -> None:
     """Writes everything collected since the last call, and shows progress."""
     metrics = {
       **self._train.result(),
@@ -89,7 +89,12 @@ class Logger:
     }
     self.report(step, update, metrics)
     self._writers.view.progress(step, self._total, metrics)
-    return metrics
+    self._latest.update(metrics)
+
+  def summary(self, step: int, update: int, logdir: str, *, done: bool) -> None:
+    """Shows how the run ended."""
+    metrics = {**self._latest, **self._timer.shares()}
+    self._writers.view.summary(step, update, metrics, logdir, done=done)
 
   def report(self, step: int, update: int, metrics: Mapping[str, Any]) -> None:
     """Writes metrics and videos as they are."""

@@ -40,8 +40,8 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     UserError: The configuration, the environment or the logdir do not fit.
   """
   with contextlib.ExitStack() as stack:
-    preemption = stack.enter_context(Preemption())
     view = View(enabled='log' in config.metrics.outputs)
+    preemption = stack.enter_context(Preemption(view.status))
     start = max(layout.steps(logdir / 'checkpoints'), default=0)
 
     view.status(f'Starting {config.run.envs} environments of {config.task}.')
@@ -59,7 +59,11 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     run = Training(config, env, learner, replay, saved)
     writers = stack.enter_context(
       Writers(
-        logdir, config.metrics.outputs, config.to_dict(), resume_step=run.step
+        logdir,
+        config.metrics.outputs,
+        config.to_dict(),
+        resume_step=run.step,
+        view=view,
       )
     )
     logger = Logger(
@@ -71,23 +75,27 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       step=run.step,
       update=run.update,
     )
-    log = Every(config.run.log_every, first=True)
-    report = Every(config.run.report_every)
-    save = Every(config.run.save_every)
+    log = Every(config.run.log_every, first=True, update=run.update)
+    report = Every(config.run.report_every, update=run.update)
+    save = Every(config.run.save_every, update=run.update)
 
     if run.step < config.run.steps and not run.ready:
       view.status(f'Filling the replay up to {run.needed:,} sequences.')
     while run.step < config.run.steps and not preemption.requested:
-      logger.episodes(run.step, run.act())
+      finished = run.act()
+      logger.episodes(run.step, finished)
       if not run.ready:
         continue
-      if not run.compiled:
+      due = run.due()
+      if due and not run.compiled:
         view.status('Compiling the train step.')
-      run.learn(logger)
+      run.learn(due, logger)
       if log(run.update):
         extra = saver.poll()
         logger.write(run.step, run.update, replay, run.episodes, extra)
       if report(run.update):
+        if not run.reports:
+          view.status('Compiling the report.')
         logger.report(run.step, run.update, run.report())
       if save(run.update):
         run.settle(logger)
@@ -98,9 +106,9 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     run.settle(logger)
     saver.save(run.step, run.state())
     extra = saver.finish()
-    metrics = logger.write(run.step, run.update, replay, run.episodes, extra)
-    writers.view.summary(run.step, run.update, metrics, str(logdir))
+    logger.write(run.step, run.update, replay, run.episodes, extra)
     stopped = preemption.requested and run.step < config.run.steps
+    logger.summary(run.step, run.update, str(logdir), done=not stopped)
     return EXIT_CODE if stopped else 0
 
 
@@ -112,6 +120,7 @@ class Training:
     update: Updates.
     needed: Sequence starts in the replay from which on training begins.
     compiled: Whether an update has been dispatched.
+    reports: Reports made by this process.
   """
 
   def __init__(
@@ -133,7 +142,7 @@ class Training:
       consec=config.consec_train,
       context=config.replay_context,
     )
-    self._reports = Stream(
+    self._report_stream = Stream(
       replay,
       batch=config.batch_size,
       length=config.report_length,
@@ -150,6 +159,7 @@ class Training:
     self._actor = Actor(env, self._policy, replay.add)
     self.needed = batch_steps
     self.compiled = False
+    self.reports = 0
     self.timer = Timer(saved.get('timer'))
     self.step = saved.get('step', 0)
     self.update = saved.get('update', 0)
@@ -176,14 +186,17 @@ class Training:
     self.step += self._env.num_envs
     return finished
 
-  def learn(self, logger: Logger) -> None:
-    """The updates that are due now.
+  def due(self) -> int:
+    """The number of updates that are due now; to be made with `learn`."""
+    return self._ratio(self.step)
+
+  def learn(self, due: int, logger: Logger) -> None:
+    """Makes so many updates.
 
     The batch of an update is copied to the devices while they compute the one
     before. The latents of the last update are written back when the next
     burst begins: the policy step in between has waited for it anyway.
     """
-    due = self._ratio(self.step)
     if not due:
       return
     self.settle(logger)
@@ -210,13 +223,14 @@ class Training:
     with self.timer.section('reporting'):
       for i in range(self._config.run.report_batches):
         parts = [
-          self._learner.put(next(self._reports)[0])
+          self._learner.put(next(self._report_stream)[0])
           for _ in range(self._config.consec_report)
         ]
         metrics, new_videos = self._learner.report(parts, self.update + i)
         for name, value in metrics.items():
           totals.setdefault(f'report/{name}', []).append(value)
         videos = videos or new_videos
+    self.reports += 1
     return {**{k: float(np.mean(v)) for k, v in totals.items()}, **videos}
 
   def state(self) -> dict[str, Any]:

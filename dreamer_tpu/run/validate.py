@@ -144,6 +144,13 @@ def flatten(config: Mapping, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield f'{prefix}{key}', value
 
 
+def sequence_length(config: Any) -> int:
+  """Steps per sequence in the replay: enough to train and to report on."""
+  trained = config.batch_length * config.consec_train
+  reported = config.report_length * config.consec_report
+  return config.replay_context + max(trained, reported)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
   """The known name most like `name`; of dotted ones the last part counts too.
 
@@ -284,9 +291,8 @@ def _replay(config: Any) -> None:
   It begins once a batch's worth of sequence starts is there; the last steps of
   every environment's stream start no sequence.
   """
+  length = sequence_length(config)
   trained = config.batch_length * config.consec_train
-  reported = config.report_length * config.consec_report
-  length = config.replay_context + max(trained, reported)
   batch = config.batch_size * length
   starts = config.batch_size * trained + config.run.envs * (length - 1)
   if config.replay.size < max(batch, starts):

@@ -38,5 +38,5 @@ def on_one_device(tree: Tree) -> Tree:
 
 def _local_rows(x: jax.Array) -> np.ndarray:
   shards = {(s.index[0].start or 0): s.data for s in x.addressable_shards}
-  rows = [np.asarray(shards[start]) for start in sorted(shards)]
+  rows = jax.device_get([shards[start] for start in sorted(shards)])
   return rows[0] if len(rows) == 1 else np.concatenate(rows)

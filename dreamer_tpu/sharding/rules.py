@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dreamer_tpu.sharding.mesh import BATCH
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.sharding.mesh import BATCH, divisors
 
 Tree = Any
 
@@ -20,6 +21,35 @@ def batch(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def check(
+  mesh: Mesh, rules: Mapping[str, str | None], variables: Tree
+) -> None:
+  """Refuses a mesh over which the blocks, most of the model, do not divide.
+
+  Any other axis that does not divide is small and stays whole.
+
+  Args:
+    mesh: The device mesh.
+    rules: Mesh axis, or None, per logical axis name.
+    variables: The model's `nnx.Param`s with `axes` metadata, nested by name.
+
+  Raises:
+    UserError: Names the parameter, the mesh axis and the sizes that divide.
+  """
+  axis = rules.get('blocks')
+  if not axis:
+    return
+  for path, variable in nnx.to_flat_state(variables):
+    axes = variable.get_metadata('axes')
+    sizes = dict(zip(axes, variable.shape, strict=True))
+    blocks = sizes.get('blocks', 0)
+    if blocks % mesh.shape[axis]:
+      raise UserError(
+        f'mesh.{axis}={mesh.shape[axis]} does not divide the {blocks} blocks '
+        f'of {"/".join(path)}; choose one of {divisors(blocks)}.'
+      )
 
 
 def state(

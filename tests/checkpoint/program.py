@@ -33,6 +33,8 @@ def hang(directory):
 
   def write_replay():
     (directory / 'chunk-2').write_bytes(b'x' * 100)
+    while not list((directory / 'checkpoints').glob('2.*')):
+      time.sleep(0.01)
     print('writing', flush=True)
     time.sleep(600)
     return {}

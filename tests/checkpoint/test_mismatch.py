@@ -45,13 +45,14 @@ def files(logdir):
   }
 
 
-def refuse(logdir, agent, config):
+def refuse(logdir, agent, config, match='does not fit'):
   before = files(logdir)
-  with Checkpointer(logdir / 'checkpoints') as checkpointer:
-    with pytest.raises(UserError) as info:
-      checkpointer.restore(4, abstract(agent), config)
+  folder = logdir / 'checkpoints'
+  with Checkpointer(folder) as checkpointer, pytest.raises(UserError) as info:
+    checkpointer.restore(4, abstract(agent), config)
   assert files(logdir) == before
   assert '\n' not in str(info.value)
+  assert match in str(info.value)
   return str(info.value)
 
 
@@ -114,9 +115,7 @@ def test_damaged_files_name_the_other_steps(logdir, name):
 def test_data_cut_short_is_an_error(logdir):
   for path in (logdir / 'checkpoints/4/agent').rglob('d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with Checkpointer(logdir / 'checkpoints') as checkpointer:
-    with pytest.raises(UserError, match='cannot be read'):
-      checkpointer.restore(4, abstract(make_agent()), CONFIG)
+  refuse(logdir, make_agent(), CONFIG, 'cannot be read')
 
 
 def test_finding_steps(logdir, tmp_path):

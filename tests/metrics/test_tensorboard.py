@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dreamer_tpu.metrics.writers import Writers
+from tests.metrics import reader
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 24, 16, 1), np.uint8)
 CONFIG = {'task': 'dmc_walker_walk', 'agent': {'opt': {'lr': 4e-5}}}
@@ -45,12 +46,7 @@ def events(tmp_path_factory):
     writers.write(350, {'train/loss/dyn': 1.0}, frames=1400, update=35)
   assert waited < 2, f'the first write took {waited:.1f} s'
 
-  from tensorboard.backend.event_processing import event_accumulator
-
-  reader = event_accumulator.EventAccumulator(
-    str(logdir), {event_accumulator.TENSORS: 0}
-  )
-  return reader.Reload()
+  return reader.read(logdir)
 
 
 def test_files(events):

@@ -90,13 +90,8 @@ class Model:
         self.chunks.append([])
     for i, serial in enumerate(self.serials):
       address = serial * self.chunksize + self.count % self.chunksize
-      chunk = next(
-        x
-        for x in reversed(self.chunks)
-        if not x or x[0] // self.chunksize == serial
-      )
-      if self.count % self.chunksize == 0:
-        chunk = self.chunks[len(self.chunks) - width + i]
+      # The chunks that are open are the newest, in the order of streams.
+      chunk = self.chunks[i - width]
       chunk.append(address)
       self.streams[i].append(address)
       self.steps[address] = {

@@ -18,6 +18,7 @@ from tests.replay.replay_model import (
 
 def build(**kwargs):
   options = dict(length=5, capacity=200, chunksize=7, streams=3) | kwargs
+  options.pop('online', None)
   model = Model(**options)
   return make(**kwargs), model, Envs(options['streams'])
 

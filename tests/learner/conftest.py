@@ -1,0 +1,11 @@
+"""Compiles fast rather than well: these tests run every program once."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope='package')
+def fast_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

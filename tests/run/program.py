@@ -1,0 +1,104 @@
+"""main.py as a user runs it: a process, its exit code and its files."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIMIT = 600
+
+
+class Ended(NamedTuple):
+  code: int
+  seconds: float
+  out: str
+  err: list[str]
+
+
+class Program:
+  """A run of main.py that can be watched and stopped."""
+
+  def __init__(self, logdir, *args, **env):
+    self._begin = time.monotonic()
+    self.lines: list[str] = []
+    self.process = subprocess.Popen(
+      [sys.executable, ROOT / 'main.py', f'--logdir={logdir}', *args],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, **env},
+      start_new_session=True,
+    )
+    self._err: list[str] = []
+    self._threads = [
+      threading.Thread(target=lines.extend, args=(stream,))
+      for lines, stream in (
+        (self.lines, self.process.stdout),
+        (self._err, self.process.stderr),
+      )
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def wait_for(self, condition):
+    """Waits until the condition, a function without arguments, holds."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+      if self.process.poll() is not None or time.monotonic() > deadline:
+        self.process.kill()
+        raise AssertionError(self.end())
+      time.sleep(0.02)
+
+  def says(self, text):
+    """Waits for a line on the terminal with this text."""
+    self.wait_for(lambda: any(text in line for line in list(self.lines)))
+
+  def end(self):
+    """Waits for the end."""
+    try:
+      code = self.process.wait(LIMIT)
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        self.process.kill()
+    for thread in self._threads:
+      thread.join()
+    seconds = time.monotonic() - self._begin
+    err = [line.rstrip('\n') for line in self._err]
+    return Ended(code, seconds, ''.join(self.lines), err)
+
+
+def run(logdir, *args, **env):
+  """Runs main.py to its end."""
+  return Program(logdir, *args, **env).end()
+
+
+def read(path):
+  """The objects of a file of JSON lines."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps(logdir):
+  """The checkpoints of a run."""
+  found = (logdir / 'checkpoints').iterdir()
+  return sorted(int(path.name) for path in found if path.is_dir())
+
+
+def state(logdir):
+  """The counters in the newest checkpoint."""
+  newest = logdir / 'checkpoints' / str(steps(logdir)[-1])
+  return json.loads((newest / 'run' / 'data.json').read_text())
+
+
+def files(logdir):
+  """The contents of all files, but for the lock, by name."""
+  return {
+    str(path.relative_to(logdir)): path.read_bytes()
+    for path in logdir.rglob('*')
+    if path.is_file() and path.name != 'lock'
+  }

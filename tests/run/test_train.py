@@ -1,0 +1,221 @@
+"""Whole runs of main.py: what they leave on disk, stop with and go on from."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.metrics import reader
+from tests.run import program
+
+CARTPOLE = '--config=configs/gym.py:debug'
+OFTEN = '--config.run.log_every=-1'
+# What may differ between two runs with the same seed.
+TIMES = ('time', 'fps/', 'timer/', 'usage/', 'perf/', 'checkpoint/')
+# A batch of this size takes minutes to collect, and is never trained on.
+LARGE = (
+  '--config.batch_size=4000',
+  '--config.batch_length=32',
+  '--config.replay.size=1e6',
+)
+
+
+def plain(lines):
+  """Lines of updates without times, and without the reports."""
+  return [
+    {k: v for k, v in line.items() if not k.startswith(TIMES)}
+    for line in lines
+    if not any(key.startswith('report/') for key in line)
+  ]
+
+
+def check_files(logdir, steps):
+  """The files that every run leaves."""
+  names = {path.name for path in logdir.iterdir()}
+  assert {'config.json', 'metrics.jsonl', 'scores.jsonl', 'replay'} <= names
+  assert [name for name in names if name.startswith('events.out.tfevents.')]
+  assert not list(logdir.rglob('*.partial'))
+  assert program.steps(logdir)[-1] == steps
+  assert list((logdir / 'replay' / '0').iterdir())
+  metrics = program.read(logdir / 'metrics.jsonl')
+  moments = [line['step'] for line in metrics]
+  assert moments == sorted(moments)
+  assert moments[-1] == steps
+  tags = reader.read(logdir).Tags()['tensors']
+  assert {'train/loss/total', 'replay/items', 'fps/policy'} <= set(tags)
+  return metrics, tags
+
+
+@pytest.fixture(scope='module')
+def twins(tmp_path_factory):
+  """The same run twice; the second one also reports and saves all the time."""
+  one, two = (tmp_path_factory.mktemp('twin') for _ in range(2))
+  args = (CARTPOLE, OFTEN, '--config.run.steps=300')
+  never = ('--config.run.save_every=0', '--config.run.report_every=0')
+  always = ('--config.run.save_every=-1', '--config.run.report_every=-1')
+  # Not at once: the second finds what the first has compiled.
+  return (
+    one,
+    two,
+    *(
+      program.run(logdir, *args, *extra)
+      for logdir, extra in ((one, never), (two, always))
+    ),
+  )
+
+
+def test_a_run_leaves_its_files(twins):
+  logdir, _, ended, _ = twins
+  assert ended.code == 0, ended.err
+  assert ended.err == []
+  metrics, _ = check_files(logdir, 300)
+  config = json.loads((logdir / 'config.json').read_text())
+  assert config['run']['steps'] == 300
+  assert metrics[-1]['update'] == program.state(logdir)['update'] > 20
+  assert metrics[-1]['replay/steps'] == 300
+  scores = program.read(logdir / 'scores.jsonl')
+  # A CartPole that falls has been given a reward of 1 for every step.
+  assert all(x['episode/score'] == x['episode/length'] for x in scores)
+  assert 0 < sum(x['episode/length'] for x in scores) <= 300
+  # The first update has to wait for 8 x 8 starts of sequences of 9 steps.
+  assert metrics[0]['replay/items'] == 64
+  assert metrics[0]['step'] == 64 + 2 * 8
+  assert metrics[0]['update'] == 1
+
+
+def test_the_terminal_tells_how_far_it_is(twins):
+  lines = twins[2].out.splitlines()
+  for text in ('Filling the replay', 'Compiling', 'Saving step 300', 'done'):
+    assert [line for line in lines if text in line], text
+  (count,) = (line for line in lines if 'parameters' in line)
+  assert 'rssm' in count
+  assert str(twins[0]) in lines[-1]
+
+
+def test_same_seed_same_run(twins):
+  one, two, first, second = twins
+  assert (first.code, second.code) == (0, 0), second.err
+  scores = [program.read(x / 'scores.jsonl') for x in (one, two)]
+  assert scores[0] == scores[1]
+  lines = [plain(program.read(x / 'metrics.jsonl')) for x in (one, two)]
+  for line in lines[0] + lines[1]:
+    line.pop('replay/ram_gb')  # More of it while a save is under way.
+  assert lines[0] == lines[1]
+  assert lines[0][-1]['train/loss/total'] > 0
+  reports = program.read(two / 'metrics.jsonl')
+  assert [line for line in reports if 'report/loss/total' in line]
+  # Two are kept.
+  assert len(program.steps(two)) == 2
+
+
+def test_preemption_and_resume(tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  first = program.Program(tmp_path, CARTPOLE, OFTEN, '--config.run.steps=1e6')
+  first.wait_for(lambda: metrics.exists() and len(program.read(metrics)) > 10)
+  # To the whole group, as Ctrl-C and schedulers do it.
+  os.killpg(first.process.pid, signal.SIGTERM)
+  ended = first.end()
+  assert ended.code == 75, ended.err
+  assert ended.err == []
+  assert 'stopped' in ended.out
+  saved, before = program.state(tmp_path), program.read(metrics)
+  step = saved['step']
+  assert program.steps(tmp_path) == [step]
+  assert before[-1]['step'] == before[-1]['replay/steps'] == step
+  assert saved['update'] == before[-1]['update']
+  assert saved['policy_steps'] == step / 2
+  assert saved['ratio']['steps'] == step
+
+  total = step + 100
+  ended = program.run(tmp_path, CARTPOLE, OFTEN, f'--config.run.steps={total}')
+  assert ended.code == 0, ended.err
+  assert f'step {step:,}' in ended.out
+  assert 'Filling' not in ended.out
+  after, _ = check_files(tmp_path, total)
+  assert after[: len(before)] == before
+  new = after[len(before) :]
+  assert new[0]['step'] <= step + 16
+  assert new[-1]['replay/steps'] == total
+  now = program.state(tmp_path)
+  assert now['policy_steps'] == total / 2
+  # One update for every 64 / 8 steps.
+  assert abs(now['update'] - saved['update'] - 100 / 8) <= 1
+  # Time in the run before counts too.
+  assert now['timer']['productive'] > saved['timer']['productive']
+  assert now['timer']['began'] == saved['timer']['began']
+  assert (tmp_path / 'config.0.json').exists()
+
+
+def test_preemption_before_the_first_update(tmp_path):
+  filling = program.Program(tmp_path, CARTPOLE, *LARGE)
+  filling.says('Filling the replay')
+  time.sleep(3)
+  filling.process.terminate()
+  ended = filling.end()
+  assert ended.code == 75, ended.err
+  saved = program.state(tmp_path)
+  assert saved['update'] == 0
+  total = saved['step'] + 10
+  ended = program.run(tmp_path, CARTPOLE, *LARGE, f'--config.run.steps={total}')
+  assert ended.code == 0, ended.err
+  last = program.read(tmp_path / 'metrics.jsonl')[-1]
+  assert last['step'] == last['replay/steps'] == total
+
+
+def test_preemption_while_compiling(tmp_path):
+  args = (CARTPOLE, '--config.run.steps=1e6')
+  slow = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  one, two = (
+    program.Program(tmp_path / name, *args, **slow) for name in ('one', 'two')
+  )
+  for each in (one, two):
+    each.says('Compiling the train step')
+    each.process.terminate()
+  # A second signal does not wait for the compiler.
+  two.says('SIGTERM')
+  time.sleep(1.2)
+  begin = time.monotonic()
+  two.process.terminate()
+  assert two.end().code == 128 + signal.SIGTERM
+  assert time.monotonic() - begin < 2
+  assert not program.steps(tmp_path / 'two')
+  ended = one.end()
+  assert ended.code == 75, ended.err
+  assert program.state(tmp_path / 'one')['update'] >= 1
+
+
+def test_images_become_videos(tmp_path):
+  ended = program.run(
+    tmp_path,
+    '--config=configs/atari.py:debug',
+    '--config.run.steps=120',
+    '--config.run.report_every=-1',
+  )
+  assert ended.code == 0, ended.err
+  assert ended.err == []
+  metrics, tags = check_files(tmp_path, 120)
+  assert metrics[-1]['frames'] == 4 * 120
+  assert 'openloop/image' in tags
+  assert (tmp_path / 'videos' / 'openloop' / 'image.gif').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'args',
+  [
+    [CARTPOLE, '--config.task=gym_Pendulum-v1'],
+    ['--config=configs/dmc_proprio.py:debug'],
+    ['--config=configs/dmc_vision.py:debug'],
+    ['--config=configs/crafter.py:debug'],
+    ['--config=configs/atari.py:debug'],
+    ['--config=configs/atari100k.py:debug'],
+  ],
+  ids=lambda args: args[-1].rpartition('=')[2],
+)
+def test_every_suite(tmp_path, args):
+  ended = program.run(tmp_path, *args)
+  assert ended.code == 0, ended.err
+  metrics, _ = check_files(tmp_path, 1000)
+  assert metrics[-1]['update'] > 100

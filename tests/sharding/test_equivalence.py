@@ -1,0 +1,138 @@
+"""One model over many devices computes what it computes on one.
+
+In float32, from the same state: losses, gradients, parameters, report and
+policy on every mesh of eight devices against a single one.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer_tpu.learner.acting import PolicyStep
+from tests.learner import small
+
+MESHES = [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8)]
+TOLERANCE = 1e-4
+UPDATES = 3
+
+needs_eight = pytest.mark.skipif(
+  jax.device_count() < 8, reason='needs eight devices'
+)
+
+
+@pytest.fixture(scope='module')
+def agent():
+  return small.make_agent()
+
+
+@pytest.fixture(scope='module')
+def start(agent):
+  """A state in which no prediction head is zero."""
+  state = jax.jit(agent.init)(jax.random.key(0))
+  rng = np.random.default_rng(1)
+
+  def fill(x):
+    x = np.array(x)
+    empty = x.ndim > 1 and not x.any()
+    return rng.normal(0, 0.1, x.shape).astype(x.dtype) if empty else x
+
+  state['params'] = jax.tree.map(fill, state['params'])
+  state['slow_value'] = jax.tree.map(
+    lambda x: 1.1 * np.array(x), state['params']['value']
+  )
+  return jax.device_get(state)
+
+
+class Outcome:
+  """Everything that a mesh computes from the same state and batches."""
+
+  def __init__(self, agent, start, shape):
+    learner = small.make_learner(agent, shape, init=False)
+    learner.state = jax.tree.map(jax.device_put, start, learner.shardings)
+    self.states, self.results = [], []
+    for seed in range(UPDATES):
+      batch = learner.put(small.make_batch(agent, seed=seed))
+      learner.update(batch, small.make_stepid())
+      self.results.append(learner.flush())
+      self.states.append(small.flat(learner.state))
+    learner.state = jax.tree.map(jax.device_put, start, learner.shardings)
+    batch = learner.put(small.make_batch(agent, seed=9))
+    self.metrics, self.videos = learner.report([batch], 0)
+    self.actions = act(agent, learner.publish())
+
+  def gradients(self):
+    """After per-tensor clipping, read from the first update's moments."""
+    state = self.states[0]
+    decay = 0.999
+    names = [k for k in state if '/nu/' in k]
+    return {
+      k: np.sign(state[k.replace('1/nu', '2/ema')])
+      * np.sqrt(state[k] / (1 - decay))
+      for k in names
+    }
+
+
+def act(agent, params):
+  policy = PolicyStep(agent, 2, seed=0)
+  policy.params = params
+  batch = small.make_batch(agent, seed=3)
+  return [
+    policy({k: v[:2, i] for k, v in batch.items() if v.ndim > 1})
+    for i in range(3)
+  ]
+
+
+def largest(actual, expected) -> tuple[float, str]:
+  """The largest relative difference, and where."""
+  differences = small.difference(actual, expected)
+  return max((value, name) for name, value in differences.items())
+
+
+@pytest.fixture(scope='module')
+def alone(agent, start):
+  return Outcome(agent, start, (1, 1, 1))
+
+
+@pytest.fixture(scope='module', params=MESHES, ids=str)
+def many(request, agent, start):
+  return Outcome(agent, start, request.param)
+
+
+@needs_eight
+def test_a_mesh_computes_what_one_device_does(many, alone, record_property):
+  found = {}
+  for i in range(UPDATES):
+    found[f'metrics {i}'] = largest(
+      many.results[i].metrics, alone.results[i].metrics
+    )
+    found[f'latents {i}'] = largest(
+      many.results[i].latents, alone.results[i].latents
+    )
+    for part in ('params', 'slow_value', 'retnorm'):
+      found[f'{part} {i}'] = largest(
+        {k: v for k, v in many.states[i].items() if k.startswith(part)},
+        {k: v for k, v in alone.states[i].items() if k.startswith(part)},
+      )
+  found['gradients'] = largest(many.gradients(), alone.gradients())
+  found['report'] = largest(many.metrics, alone.metrics)
+  found['actions'] = largest(many.actions, alone.actions)
+  record_property('largest', found)
+  assert len(alone.gradients()) == len(
+    [k for k in alone.states[0] if k.startswith('params')]
+  )
+  assert {k: v for k, v in found.items() if v[0] > TOLERANCE} == {}
+  for name, video in alone.videos.items():
+    apart = np.abs(many.videos[name].astype(int) - video)
+    assert apart.max() <= 1  # a pixel may round to its neighbour
+
+
+def test_nothing_is_trivially_equal(alone, start):
+  flat = small.flat(start['params'])
+  assert all(x.any() for x in flat.values() if x.ndim > 1)
+  for name, gradient in alone.gradients().items():
+    assert np.abs(gradient).max() > 1e-6, name
+  for name, value in flat.items():
+    assert (alone.states[-1][f'params/{name}'] != value).any(), name
+  losses = {k: v for k, v in alone.results[0].metrics.items() if 'loss' in k}
+  assert all(losses.values())
+  assert np.ptp(alone.videos['openloop/image']) > 0
