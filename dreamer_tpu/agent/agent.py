@@ -405,7 +405,7 @@ class Agent:
     new['step'] = state['step'] + 1
     new['skipped'] = state['skipped'] + (1 - finite.astype(jnp.int32))
     metrics = {
-      'opt/grad_norm': optax.global_norm(grads),
+      'opt/grad_norm': optax.tree.norm(grads),
       'opt/update_rms': rms(updates),
       'opt/param_rms': rms(params),
       'opt/skipped': new['skipped'],
@@ -417,4 +417,4 @@ class Agent:
 def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
-  return optax.global_norm(tree) / jnp.sqrt(count)
+  return optax.tree.norm(tree) / jnp.sqrt(count)

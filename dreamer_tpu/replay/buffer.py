@@ -140,7 +140,8 @@ class Replay:
     """
     with self._lock:
       starts = self._store.draw(batch, online, rng or self._rng)
-      self._samples += batch
+      if rng is None:  # A report does not count as training.
+        self._samples += batch
       return self._store.gather(starts, 0, steps or self.length)
 
   def gather(
@@ -193,7 +194,7 @@ class Replay:
       items: Sequence starts that can be sampled.
       steps: Steps stored.
       ram_gb: Memory that they take, in 1e9 bytes.
-      inserts, samples: Steps added, sequences sampled.
+      inserts, samples: Steps added, sequences sampled without `rng`.
       replay_ratio: Steps sampled per step added.
     """
     row = sum(field.nbytes for field in self._fields.values())

@@ -1,0 +1,129 @@
+"""Acting with a trained agent, without anything that training needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from dreamer_tpu import public_agent
+from dreamer_tpu.agent import Agent, Space
+from dreamer_tpu.checkpoint import layout, public
+from dreamer_tpu.checkpoint.partial import restore_partial
+
+Tree = dict[str, Any]
+USED = ('encoder', 'rssm', 'policy')
+
+
+def load_policy(
+  path: epath.PathLike, *, mode: bool = True, seed: int = 0
+) -> 'Policy':
+  """Loads the policy of a run.
+
+  Reads the encoder, the RSSM and the policy; no optimizer, no replay.
+
+  Args:
+    path: A logdir, a checkpoints folder, a step folder, or a folder of the
+      public implementation (agent.pkl, with config.yaml in it or above it).
+    mode: Whether to take the policy's mode instead of a sample.
+    seed: Of the samples.
+
+  Raises:
+    UserError: There is no checkpoint, or it is damaged.
+  """
+  folder = public.find(path)
+  agent = _own_agent(path) if folder is None else public_agent.make(folder)
+  abstract = nnx.to_pure_dict(agent.variables)
+  wanted = {name: abstract[name] for name in USED}
+  params, _ = restore_partial(path, '.*', wanted)
+  return Policy(agent, params, mode=mode, seed=seed)
+
+
+class Policy:
+  """A policy as a function of its carry.
+
+  Attributes:
+    obs_space: What it sees, by key.
+    act_space: What it does, by key; floats are in [-1, 1].
+  """
+
+  def __init__(self, agent: Agent, params: Tree, *, mode: bool, seed: int):
+    self.obs_space = agent.obs_space
+    self.act_space = agent.act_space
+    self._agent = agent
+    self._params = params
+    self._mode = mode
+    self._seed = seed
+    self._step = jax.jit(self._step_fn)
+
+  def initial(self, batch_size: int = 1) -> Tree:
+    """The carry of environments that are about to start an episode."""
+    return {
+      'agent': self._agent.initial_carry(batch_size),
+      'is_first': np.ones(batch_size, bool),
+      'count': np.uint32(0),
+    }
+
+  def __call__(self, carry: Tree, obs: Any) -> tuple[Tree, Any]:
+    """One step.
+
+    Args:
+      carry: From `initial` or the last call.
+      obs: Arrays [batch, ...] by key, or one such array if the agent sees only
+        one. The batch axis may be missing if the batch size is 1. 'is_first'
+        [batch], where present, starts episodes anew; other keys are ignored.
+
+    Returns:
+      The new carry, and actions in the form of the observations: by key or
+      one array, with or without the batch axis.
+    """
+    named = (
+      obs if isinstance(obs, Mapping) else {next(iter(self.obs_space)): obs}
+    )
+    arrays = {
+      k: np.asarray(named[k], v.dtype) for k, v in self.obs_space.items()
+    }
+    single = (
+      all(x.shape == self.obs_space[k].shape for k, x in arrays.items())
+      and len(carry['is_first']) == 1
+    )
+    if single:
+      arrays = {k: x[None] for k, x in arrays.items()}
+    first = carry['is_first'] | np.asarray(named.get('is_first', False))
+    arrays['is_first'] = first.reshape(carry['is_first'].shape)
+    inner, action = self._step(
+      self._params, carry['agent'], arrays, carry['count']
+    )
+    carry = {
+      'agent': inner,
+      'is_first': np.zeros_like(carry['is_first']),
+      'count': carry['count'] + np.uint32(1),
+    }
+    action = {k: np.asarray(v[0] if single else v) for k, v in action.items()}
+    if not isinstance(obs, Mapping) and len(action) == 1:
+      return carry, next(iter(action.values()))
+    return carry, action
+
+  def _step_fn(self, params, carry, obs, count):
+    key = jax.random.fold_in(jax.random.key(self._seed), count)
+    carry, action, _ = self._agent.policy(
+      params, carry, obs, key, mode=self._mode
+    )
+    clip = lambda x: jnp.clip(x, -1, 1) if x.dtype == jnp.float32 else x
+    return carry, jax.tree.map(clip, action)
+
+
+def _own_agent(path: epath.PathLike) -> Agent:
+  run = layout.read_run(layout.find_step(path))
+  spaces = {
+    group: {
+      key: Space(**{**fields, 'shape': tuple(fields['shape'])})
+      for key, fields in run['spaces'][group].items()
+    }
+    for group in ('obs', 'act')
+  }
+  config = public_agent.namespace(run['config']['agent'])
+  return Agent(spaces['obs'], spaces['act'], config)

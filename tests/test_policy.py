@@ -1,0 +1,46 @@
+"""Acting from a checkpoint of the public implementation."""
+
+import numpy as np
+import pytest
+
+import dreamer_tpu
+from dreamer_tpu.errors import UserError
+from tests.agent.golden import FOLDER
+
+PUBLIC = FOLDER / 'public_checkpoint'
+
+
+def test_reproduces_the_public_policy():
+  with np.load(PUBLIC / 'policy.npz') as file:
+    arrays = dict(file)
+  policy = dreamer_tpu.load_policy(PUBLIC)
+  steps, batch = arrays['obs/is_first'].shape
+  carry = policy.initial(batch)
+  for step in range(steps):
+    obs = {
+      k: arrays[f'obs/{k}'][step].reshape(batch, *space.shape)
+      for k, space in policy.obs_space.items()
+    }
+    obs['is_first'] = arrays['obs/is_first'][step]
+    carry, action = policy(carry, obs)
+    np.testing.assert_allclose(
+      action['action'], np.clip(arrays['action'][step], -1, 1), atol=1e-4
+    )
+    np.testing.assert_allclose(
+      carry['agent']['deter'], arrays['deter'][step], atol=1e-4
+    )
+
+
+def test_one_environment_needs_no_batch_axis():
+  policy = dreamer_tpu.load_policy(PUBLIC)
+  obs = {k: np.zeros(v.shape, v.dtype) for k, v in policy.obs_space.items()}
+  batched = {k: v[None] for k, v in obs.items()}
+  _, alone = policy(policy.initial(), obs)
+  _, inside = policy(policy.initial(), batched)
+  assert alone['action'].shape == (6,)
+  np.testing.assert_array_equal(alone['action'], inside['action'][0])
+
+
+def test_missing_checkpoint_is_one_line(tmp_path):
+  with pytest.raises(UserError, match='heckpoint'):
+    dreamer_tpu.load_policy(tmp_path)
