@@ -19,7 +19,7 @@ USED = ('encoder', 'rssm', 'policy')
 
 
 def load_policy(
-  path: epath.PathLike, *, mode: bool = True, seed: int = 0
+  path: epath.PathLike, *, mode: bool = True, seed: int | None = 0
 ) -> 'Policy':
   """Loads the policy of a run.
 
@@ -29,7 +29,8 @@ def load_policy(
     path: A logdir, a checkpoints folder, a step folder, or a folder of the
       public implementation (agent.pkl, with config.yaml in it or above it).
     mode: Whether to take the policy's mode instead of a sample.
-    seed: Of the samples.
+    seed: Of the samples; of the world model's state and, without `mode`, of
+      actions. None takes modes of both, without any random number.
 
   Raises:
     UserError: There is no checkpoint, or it is damaged.
@@ -50,7 +51,9 @@ class Policy:
     act_space: What it does, by key; floats are in [-1, 1].
   """
 
-  def __init__(self, agent: Agent, params: Tree, *, mode: bool, seed: int):
+  def __init__(
+    self, agent: Agent, params: Tree, *, mode: bool, seed: int | None
+  ):
     self.obs_space = agent.obs_space
     self.act_space = agent.act_space
     self._agent = agent
@@ -108,7 +111,9 @@ class Policy:
     return carry, action
 
   def _step_fn(self, params, carry, obs, count):
-    key = jax.random.fold_in(jax.random.key(self._seed), count)
+    key = None
+    if self._seed is not None:
+      key = jax.random.fold_in(jax.random.key(self._seed), count)
     carry, action, _ = self._agent.policy(
       params, carry, obs, key, mode=self._mode
     )

@@ -13,7 +13,7 @@ PUBLIC = FOLDER / 'public_checkpoint'
 def test_reproduces_the_public_policy():
   with np.load(PUBLIC / 'policy.npz') as file:
     arrays = dict(file)
-  policy = dreamer_tpu.load_policy(PUBLIC)
+  policy = dreamer_tpu.load_policy(PUBLIC, seed=None)
   steps, batch = arrays['obs/is_first'].shape
   carry = policy.initial(batch)
   for step in range(steps):

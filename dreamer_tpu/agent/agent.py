@@ -117,7 +117,7 @@ class Agent:
     params: Tree,
     carry: Tree,
     obs: Batch,
-    key: jax.Array,
+    key: jax.Array | None,
     *,
     mode: bool = False,
   ) -> tuple[Tree, Tree, Tree]:
@@ -127,7 +127,7 @@ class Agent:
       params: Parameters of at least the encoder, rssm and policy.
       carry: Of N environments.
       obs: [N, ...] per observation key, and `is_first` bool [N].
-      key: PRNG key.
+      key: PRNG key, or None to take modes.
       mode: Whether to take the policy's mode instead of a sample.
 
     Returns:
@@ -135,7 +135,7 @@ class Agent:
       'latent/deter' [N, D] and 'latent/stoch' uint8 [N, S].
     """
     model = self._model(params)
-    state_key, action_key = jax.random.split(key)
+    state_key, action_key = _split(key)
     obs = {k: v[:, None] for k, v in obs.items()}
     state, last_action = self._unpack(carry)
     _, states = model.rssm.observe(
@@ -260,7 +260,7 @@ class Agent:
   ) -> tuple[jax.Array, tuple]:
     """The scaled sum of all terms, and what goes along with it."""
     model = self._model(params)
-    keys: Any = (None, None) if key is None else jax.random.split(key)
+    keys = _split(key)
     start, _ = self._unpack(carry)
     states, terms, metrics = self._world_model(
       model, start, obs, last_action, keys[0]
@@ -361,14 +361,14 @@ class Agent:
       return state['deter'], jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
 
     def step(state, key):
-      keys = (None, None) if key is None else jax.random.split(key)
+      keys = _split(key)
       action = act(state, keys[0])
       flat = spaces.concat(self.act_space, action)
       new = frozen.rssm.imagine_step(state, flat, keys[1])
       return new, (*compact(state), action)
 
-    keys = None if key is None else jax.random.split(key, horizon + 1)
-    first, last = (None, None) if key is None else (keys[:-1], keys[-1])
+    first, last = _split(key)
+    first = None if key is None else jax.random.split(first, horizon)
     state, outs = jax.lax.scan(step, start, first, length=horizon)
     deter, index, action = sg(
       jax.tree.map(
@@ -418,3 +418,8 @@ def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
+
+
+def _split(key: jax.Array | None) -> Any:
+  """Two keys of one; None, which stands for modes, stays None."""
+  return (None, None) if key is None else jax.random.split(key)

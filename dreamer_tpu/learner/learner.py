@@ -153,9 +153,7 @@ class Learner:
     number = self._scalar(np.int32(count))
     results = []
     for part in parts:
-      carry, *result = self._report(
-        self.state, carry, part, self._seed, number
-      )
+      carry, *result = self._report(self.state, carry, part, self._seed, number)
       results.append(jax.device_get(result))
     mean = lambda *xs: float(np.mean(xs))
     return jax.tree.map(mean, *(r[0] for r in results)), results[0][1]

@@ -20,8 +20,9 @@ from dreamer_tpu.errors import UserError
 
 _NAME = re.compile(r'(tmp-)?((?:steps|latents)-(\d+)-\d+\.npys)')
 
-# A .npy header has a few dozen bytes for shapes and types like ours.
-_MAX_HEADER = 4096
+_HEADER = re.compile(
+  rb"\{'descr': '([^']+)', 'fortran_order': False, 'shape': \(([\d, ]*)\)"
+)
 
 
 class ReplayCorrupt(UserError):
@@ -204,13 +205,19 @@ def _read(path: epath.Path) -> np.ndarray:
 
 
 def _parse(data: np.ndarray) -> list[np.ndarray]:
+  # Not with NumPy's reader: it evaluates the header with `ast`, which fails
+  # now and then (SystemError) when several threads of Python 3.11 do so.
   arrays = []
   start = 0
   while start < len(data):
-    stream = io.BytesIO(data[start : start + _MAX_HEADER].tobytes())
-    np.lib.format.read_magic(stream)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    start += stream.tell()
+    size = int.from_bytes(data[start + 8 : start + 10].tobytes(), 'little')
+    header = data[start + 10 : start + 10 + size].tobytes()
+    match = _HEADER.match(header)
+    if match is None:
+      raise ValueError('not a header of a replay file')
+    dtype = np.dtype(match[1].decode())
+    shape = tuple(int(x) for x in match[2].split(b',') if x.strip())
+    start += 10 + size
     stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     arrays.append(data[start:stop].view(dtype).reshape(shape))
     start = stop

@@ -23,9 +23,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def check(
-  mesh: Mesh, rules: Mapping[str, str | None], variables: Tree
-) -> None:
+def check(mesh: Mesh, rules: Mapping[str, str | None], variables: Tree) -> None:
   """Refuses a mesh over which the blocks, most of the model, do not divide.
 
   Any other axis that does not divide is small and stays whole.
