@@ -131,7 +131,10 @@ def read_file(
     raise ReplayCorrupt(
       f'replay file {path} is damaged (its checksum differs); {advice}'
     )
-  return _parse(data)
+  try:
+    return _parse(data)
+  except (TypeError, ValueError):
+    raise ReplayCorrupt(f'{path} is no replay file; {advice}') from None
 
 
 def prune(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import Replay, ReplayCorrupt, ledger, prune
+from dreamer_tpu.replay import Replay, ReplayCorrupt, files, ledger, prune
 from tests.replay.replay_model import (
   SPEC,
   Envs,
@@ -291,6 +291,29 @@ def test_bytes_written_and_bytes_on_disk(train, tmp_path, monkeypatch):
   assert_same(one[0], two[0])
 
 
+def test_disk_stays_bounded_over_many_small_saves(tmp_path, monkeypatch):
+  monkeypatch.setattr(ledger, '_FILE_BYTES', 16 * 1024)
+  steps = Steps(capacity=2000, chunksize=64)
+  steps.add(500)
+  sizes = []
+  for i in range(200):
+    steps.train(2)
+    if i >= 100:
+      steps.add(5)
+    manifest = steps.replay.save(tmp_path)
+    steps.replay.prune(tmp_path, [manifest])
+    rows = {'steps': 0, 'latents': 0}
+    for file in manifest['files']:
+      rows[file['kind']] += file['rows']
+    sizes.append((rows['steps'], rows['latents'], len(manifest['files'])))
+  steps_rows, latents_rows, count = (max(x) for x in zip(*sizes, strict=True))
+  print('most rows, files:', steps_rows, latents_rows, count)
+  assert max(x[1] for x in sizes[-100:]) > 2000
+  assert latents_rows <= 4.5 * 2000
+  assert steps_rows <= 1.3 * 2000
+  assert files_under(tmp_path) == {f['name'] for f in manifest['files']}
+
+
 def test_a_save_without_news_writes_nothing(tmp_path):
   replay, envs = make(), Envs(3)
   for _ in range(30):
@@ -497,12 +520,17 @@ def test_a_file_that_goes_during_the_run_is_written_again(tmp_path):
 
 
 def test_leftovers_of_a_killed_run_do_no_harm(tmp_path):
-  _, first, _, _ = saved_replay(tmp_path)
-  # The second save was never committed; the run starts again from the first.
+  replay, first, _, _ = saved_replay(tmp_path)
+  # The later saves were never committed; the run starts again from the first.
   other = make()
   other.load(tmp_path, [first])
   envs = Envs(3, seed=5)
   rng = np.random.default_rng(5)
+  for _ in range(4):
+    replay.add(envs.step())
+    ids = replay.sample(4)[1]
+    replay.update(ids, fresh_latents(ids.shape, rng))
+    save(replay, tmp_path)
   before = {
     name: (tmp_path / name).read_bytes() for name in files_under(tmp_path)
   }
@@ -538,6 +566,86 @@ def test_prune_keeps_what_is_named_and_what_is_under_way(tmp_path):
   prune(tmp_path, [first])
   assert files_under(tmp_path) == {f['name'] for f in first['files']}
   assert prune(tmp_path / 'nowhere', []) == []
+
+
+def test_prune_at_any_moment(tmp_path, monkeypatch):
+  monkeypatch.setattr(ledger, '_FILE_BYTES', 500)
+  replay, envs = make(capacity=90), Envs(3)
+  rng = np.random.default_rng(0)
+  write = files.write_file
+
+  def write_and_prune(*args):
+    result = write(*args)
+    replay.prune(tmp_path, [])
+    return result
+
+  monkeypatch.setattr(files, 'write_file', write_and_prune)
+  for i in range(40):
+    for _ in range(4):
+      replay.add(envs.step(restart=True))
+    if len(replay):
+      ids = replay.sample(4)[1]
+      replay.update(ids, fresh_latents(ids.shape, rng))
+    manifest = save(replay, tmp_path)
+    # What the newest manifest names is dropped from memory meanwhile.
+    for _ in range(i % 20):
+      replay.add(envs.step())
+    replay.prune(tmp_path, [])
+    other = make(capacity=90)
+    other.load(tmp_path, [manifest])
+    # A fresh process has no newest manifest of its own.
+    other.prune(tmp_path, [])
+    other.load(tmp_path, [manifest])
+    if i % 5 == 4:
+      replay = other
+
+
+def test_online_queue_is_restored(tmp_path):
+  replay, envs = make(online=True), Envs(3)
+  for _ in range(22):
+    replay.add(envs.step())
+  manifest = save(replay, tmp_path)
+  other = make(online=True, seed=9)
+  other.load(tmp_path, [manifest])
+  _, ids = other.sample(12)
+  assert sorted(ids.reshape(-1).tolist()) == sorted(
+    replay.sample(12)[1].reshape(-1).tolist()
+  )
+  assert len(set(ids.reshape(-1).tolist())) == 60
+  # Dealt out, or in other chunks, they are the same steps.
+  dealt = [make(online=True, shard=i, chunksize=4) for i in range(2)]
+  rewards = set()
+  for shard in dealt:
+    shard.load(tmp_path, [manifest], 2)
+    count = len(shard._store._queue)
+    rewards |= set(shard.sample(count)[0]['reward'].reshape(-1).tolist())
+  assert len(rewards) == 60
+  # With sequences of another length, all of them are found, none queued.
+  for length in (3, 8):
+    changed = make(online=True, length=length)
+    changed.load(tmp_path, [manifest])
+    assert len(changed) == 3 * (22 - length + 1)
+    assert not changed._store._queue
+    for _ in range(length):
+      changed.add(envs.step(restart=True))
+    assert changed.sample(30)[1].shape == (30, length)
+
+
+def test_the_oldest_steps_go_first_after_a_change_of_chunks(tmp_path):
+  replay, envs = make(chunksize=32, capacity=300), Envs(3)
+  for t in range(64):
+    step = envs.step()
+    step['reward'] = np.full(3, t, np.float32)
+    step['vector'][:, 0] = range(3)
+    replay.add(step)
+  manifest = save(replay, tmp_path)
+  small = make(capacity=90, chunksize=4)
+  small.load(tmp_path, [manifest])
+  data, _ = small.sample(2000)
+  for stream in range(3):
+    times = data['reward'][data['vector'][..., 0] == stream]
+    assert 63 - 30 - 4 < times.min() <= 63 - 30 + 4
+    assert times.max() == 63
 
 
 def test_another_directory_gets_everything(tmp_path):
