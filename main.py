@@ -25,13 +25,14 @@ import importlib
 import ml_collections
 from etils import epath
 
-from dreamer_tpu.run import cli, logdirs
+from dreamer_tpu.run import cli, logdirs, platform
 
 
 def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   """Runs the script that the configuration names."""
   config, logdir = command
   logdirs.check_writable(logdir)
+  platform.choose()
   # Only now: a mistake above is answered without waiting for JAX to import.
   script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
   return script.main(config, logdir)

@@ -10,7 +10,7 @@ def get_config(presets: str = '') -> ml_collections.ConfigDict:
   """The suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'gym_CartPole-v1'
-  config.run.update(steps=30_000, train_ratio=64.0, envs=8)
+  config.run.update(steps=20_000, train_ratio=32.0, envs=8)
   # Small tasks on small machines: smaller batches and larger steps learn
   # in minutes.
   config.batch_size, config.batch_length = 8, 32

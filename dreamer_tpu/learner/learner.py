@@ -170,7 +170,9 @@ class Learner:
 
   def _train_fn(self, state, carry, batch, seed):
     key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
-    state, carry, latents, metrics = self.agent.train(state, carry, batch, key)
+    state, carry, latents, metrics = self.agent.train(
+      self._gather(state), carry, batch, key
+    )
     # One vector is one transfer.
     self._names = sorted(metrics)
     vector = jnp.stack([metrics[k].astype(jnp.float32) for k in self._names])
@@ -178,7 +180,14 @@ class Learner:
 
   def _report_fn(self, state, carry, batch, seed, count):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
-    return self.agent.report(state, carry, batch, key)
+    return self.agent.report(self._gather(state), carry, batch, key)
+
+  def _gather(self, state):
+    networks = {
+      k: rules.gather(state[k], self.shardings[k])
+      for k in ('params', 'slow_value')
+    }
+    return {**state, **networks}
 
   def _publish_fn(self, params):
     used = {k: params[k] for k in ('encoder', 'rssm', 'policy')}

@@ -8,11 +8,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
-from dreamer_tpu.checkpoint.manager import Checkpointer, Manifests
+from dreamer_tpu.checkpoint.manager import Checkpointer, Manifests, Outcome
 from dreamer_tpu.checkpoint.partial import restore_partial
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.replay import Replay
+from dreamer_tpu.replay.snapshot import Snapshot
 
 State = dict[str, Any]
 
@@ -40,6 +41,8 @@ class Saver:
     self._learner = learner
     self._replay = replay
     self._folder = logdir / 'replay'
+    self._snapshot: Snapshot | None = None
+    self._outcomes: list[Outcome] = []
     self._checkpointer = Checkpointer(
       logdir / 'checkpoints',
       keep=config.checkpoint.keep,
@@ -82,21 +85,29 @@ class Saver:
   def save(self, step: int, state: State) -> None:
     """Starts a save; returns when the arrays have left the devices.
 
+    Waits for the save before.
+
     Args:
       step: Agent steps.
       state: JSON values to find again in `load_or_init`.
     """
-    snapshot = self._replay.snapshot(self._folder)
+    self._outcomes += self._checkpointer.wait()
+    if self._snapshot:
+      self._snapshot.discard()  # Only has an effect if the save failed.
+    self._snapshot = self._replay.snapshot(self._folder)
     state = {
       **state,
       'config': self._config.to_dict(),
       'spaces': spaces_to_json(self._learner.agent),
     }
-    self._checkpointer.save(step, self._learner.state, state, snapshot.write)
+    self._checkpointer.save(
+      step, self._learner.state, state, self._snapshot.write
+    )
 
   def poll(self) -> dict[str, float]:
     """Metrics of the saves that ended since the last call."""
-    return self._metrics(self._checkpointer.poll())
+    self._outcomes += self._checkpointer.poll()
+    return self._metrics()
 
   def finish(self) -> dict[str, float]:
     """Waits for the save in progress; metrics as `poll`.
@@ -104,16 +115,18 @@ class Saver:
     Raises:
       UserError: It failed.
     """
-    outcomes = self._checkpointer.wait()
-    if outcomes and outcomes[-1].error:
+    self._outcomes += self._checkpointer.wait()
+    last = self._outcomes[-1] if self._outcomes else None
+    if last and last.error:
       raise UserError(
-        f'The last checkpoint, of step {outcomes[-1].step}, could not be '
-        f'saved ({outcomes[-1].error}); make room or mend it, and start again '
-        'to go on from the one before.'
+        f'The last checkpoint, of step {last.step}, could not be saved '
+        f'({last.error}); make room or mend it, and start again to go on from '
+        'the one before.'
       )
-    return self._metrics(outcomes)
+    return self._metrics()
 
-  def _metrics(self, outcomes) -> dict[str, float]:
+  def _metrics(self) -> dict[str, float]:
+    outcomes, self._outcomes = self._outcomes, []
     metrics = {}
     for outcome in outcomes:
       metrics = {

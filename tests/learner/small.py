@@ -116,11 +116,16 @@ def _sample(rng, space: Space, shape) -> np.ndarray:
   return np.tanh(rng.normal(size=shape)).astype(space.dtype)
 
 
+def leaves(tree: Any) -> dict[str, Any]:
+  """All leaves under their paths."""
+  pairs = jax.tree_util.tree_leaves_with_path(tree)
+  keystr = jax.tree_util.keystr
+  return {keystr(k, simple=True, separator='/'): v for k, v in pairs}
+
+
 def flat(tree: Any) -> dict[str, np.ndarray]:
   """Host copies of all leaves under their paths."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  keystr = jax.tree_util.keystr
-  return {keystr(k, simple=True, separator='/'): np.array(v) for k, v in leaves}
+  return {k: np.array(v) for k, v in leaves(tree).items()}
 
 
 def difference(actual: Any, expected: Any) -> dict[str, float]:

@@ -173,6 +173,7 @@ def test_every_update_has_its_own_noise(bench, learner):
 def test_nonfinite_gradient_is_skipped_counted_and_named(bench, learner):
   bench.step(seed=1)
   before = small.flat(learner.state)
+  counts = [k for k in before if k.endswith('count')]
   batch = small.make_batch(bench.agent, seed=2)
   batch['reward'][3, -1] = np.nan
   learner.update(learner.put(batch), small.make_stepid())

@@ -122,7 +122,7 @@ def test_preemption_and_resume(tmp_path):
   assert 'stopped' in ended.out
   saved, before = program.state(tmp_path), program.read(metrics)
   step = saved['step']
-  assert program.steps(tmp_path) == [step]
+  assert program.steps(tmp_path)[-1] == step
   assert before[-1]['step'] == before[-1]['replay/steps'] == step
   assert saved['update'] == before[-1]['update']
   assert saved['policy_steps'] == step / 2
@@ -149,7 +149,9 @@ def test_preemption_and_resume(tmp_path):
 
 
 def test_preemption_before_the_first_update(tmp_path):
-  filling = program.Program(tmp_path, CARTPOLE, *LARGE)
+  filling = program.Program(
+    tmp_path, CARTPOLE, *LARGE, '--config.run.steps=1e6'
+  )
   filling.says('Filling the replay')
   time.sleep(3)
   filling.process.terminate()
@@ -179,7 +181,7 @@ def test_preemption_while_compiling(tmp_path):
   begin = time.monotonic()
   two.process.terminate()
   assert two.end().code == 128 + signal.SIGTERM
-  assert time.monotonic() - begin < 2
+  assert time.monotonic() - begin < 10
   assert not program.steps(tmp_path / 'two')
   ended = one.end()
   assert ended.code == 75, ended.err
