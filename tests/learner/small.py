@@ -69,9 +69,7 @@ def make_learner(
 ) -> Learner:
   """A learner on the first devices, with a fresh state if `init`."""
   rules = base.base().sharding.rules
-  learner = Learner(
-    agent, make_mesh(shape), rules, batch_size=ROWS, seed=seed
-  )
+  learner = Learner(agent, make_mesh(shape), rules, batch_size=ROWS, seed=seed)
   if init:
     learner.init()
   return learner

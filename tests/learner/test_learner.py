@@ -170,12 +170,21 @@ def test_every_update_has_its_own_noise(bench, learner):
   assert (first.latents[key] != second.latents[key]).any()
 
 
-def test_nonfinite_gradient_is_skipped_counted_and_named(bench, learner):
+@pytest.mark.parametrize(
+  ('key', 'first'),
+  [
+    # Of cont, decoder, encoder, ... a reward reaches the encoder first.
+    ('reward', 'encoder/mlp/layer0/linear/bias'),
+    ('speed', 'cont/mlp/layer0/linear/bias'),
+  ],
+)
+def test_nonfinite_gradient_is_skipped_counted_and_named(
+  bench, learner, key, first
+):
   bench.step(seed=1)
   before = small.flat(learner.state)
-  counts = [k for k in before if k.endswith('count')]
   batch = small.make_batch(bench.agent, seed=2)
-  batch['reward'][3, -1] = np.nan
+  batch[key][3, -1] = np.nan
   learner.update(learner.put(batch), small.make_stepid())
   result = learner.flush()
   after = small.flat(learner.state)
@@ -184,8 +193,7 @@ def test_nonfinite_gradient_is_skipped_counted_and_named(bench, learner):
       np.testing.assert_array_equal(value, before[name], err_msg=name)
   assert (after['step'], after['skipped']) == (2, 1)
   assert result.metrics['opt/skipped'] == 1
-  # Of cont, decoder, encoder, ... the reward's loss reaches the encoder first.
-  assert result.nonfinite == 'encoder/mlp/layer0/linear/bias'
+  assert result.nonfinite == first
 
   good = bench.step(seed=3)
   assert good.nonfinite == ''
@@ -218,7 +226,8 @@ def test_published_weights_are_a_copy(bench, learner):
   published = learner.publish()
   assert sorted(published) == ['encoder', 'policy', 'rssm']
   expected = {
-    k: v for k, v in small.flat(learner.state['params']).items()
+    k: v
+    for k, v in small.flat(learner.state['params']).items()
     if k.split('/')[0] in published
   }
   bench.step()

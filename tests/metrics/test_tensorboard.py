@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dreamer_tpu.metrics.writers import Writers
-from tests.metrics import reader
+from tests import reader
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 24, 16, 1), np.uint8)
 CONFIG = {'task': 'dmc_walker_walk', 'agent': {'opt': {'lr': 4e-5}}}

@@ -37,7 +37,7 @@ def test_random_operations_match_the_model(seed):
   for _ in range(400):
     action = rng.integers(10)
     if action < 7:
-      step = envs.step()
+      step = envs.step(restart=action == 0)
       replay.add(step)
       model.add(step)
     elif action == 7 and len(replay):

@@ -13,8 +13,9 @@ from tests.replay.replay_model import Envs, assert_same, make
 def filled(length, steps=60, **kwargs):
   replay = make(length=length, **kwargs)
   envs = Envs(3)
-  for _ in range(steps):
-    replay.add(envs.step())
+  for i in range(steps):
+    # Every seventh step all episodes are abandoned for new ones.
+    replay.add(envs.step(restart=i % 7 == 0))
   return replay, envs
 
 

@@ -213,10 +213,12 @@ def test_impossible_values(arg, parts):
 def test_replay_must_hold_a_batch_and_the_starts_of_the_first():
   # 16 sequences of 65 steps are 1,040; 16 x 64 starts behind the last 64
   # steps of each of 4 environments are 1,280.
-  config_of('--config.replay.size=1280')
-  assert '1280' in message('--config.replay.size=1279')
-  config_of('--config.replay.size=1088', '--config.run.envs=1')
-  text = message('--config.replay.size=1e3', '--config.consec_train=2')
+  sizes = ['batch_size=16', 'batch_length=64', 'run.envs=4']
+  sizes = [f'--config.{size}' for size in sizes]
+  config_of(*sizes, '--config.replay.size=1280')
+  assert '1280' in message(*sizes, '--config.replay.size=1279')
+  config_of(*sizes, '--config.replay.size=1088', '--config.run.envs=1')
+  text = message(*sizes, '--config.replay.size=1e3', '--config.consec_train=2')
   assert 'replay.size=1000' in text
   assert '129 steps' in text
 

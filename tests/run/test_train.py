@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.metrics import reader
+from tests import reader
 from tests.run import program
 
 CARTPOLE = '--config=configs/gym.py:debug'

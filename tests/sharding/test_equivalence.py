@@ -98,28 +98,28 @@ def many(request, agent, start):
   return Outcome(agent, start, request.param)
 
 
-@needs_eight
-def test_a_mesh_computes_what_one_device_does(many, alone, record_property):
+def compare(many, alone) -> dict[str, tuple[float, str]]:
+  """The largest relative difference of every kind of outcome."""
   found = {}
   for i in range(UPDATES):
-    found[f'metrics {i}'] = largest(
-      many.results[i].metrics, alone.results[i].metrics
-    )
-    found[f'latents {i}'] = largest(
-      many.results[i].latents, alone.results[i].latents
-    )
+    for kind in ('metrics', 'latents'):
+      pair = (getattr(x.results[i], kind) for x in (many, alone))
+      found[f'{kind} {i}'] = largest(*pair)
     for part in ('params', 'slow_value', 'retnorm'):
-      found[f'{part} {i}'] = largest(
-        {k: v for k, v in many.states[i].items() if k.startswith(part)},
-        {k: v for k, v in alone.states[i].items() if k.startswith(part)},
+      pair = (
+        {k: v for k, v in x.states[i].items() if k.startswith(part)}
+        for x in (many, alone)
       )
+      found[f'{part} {i}'] = largest(*pair)
   found['gradients'] = largest(many.gradients(), alone.gradients())
   found['report'] = largest(many.metrics, alone.metrics)
   found['actions'] = largest(many.actions, alone.actions)
-  record_property('largest', found)
-  assert len(alone.gradients()) == len(
-    [k for k in alone.states[0] if k.startswith('params')]
-  )
+  return found
+
+
+@needs_eight
+def test_a_mesh_computes_what_one_device_does(many, alone):
+  found = compare(many, alone)
   assert {k: v for k, v in found.items() if v[0] > TOLERANCE} == {}
   for name, video in alone.videos.items():
     apart = np.abs(many.videos[name].astype(int) - video)
@@ -129,7 +129,9 @@ def test_a_mesh_computes_what_one_device_does(many, alone, record_property):
 def test_nothing_is_trivially_equal(alone, start):
   flat = small.flat(start['params'])
   assert all(x.any() for x in flat.values() if x.ndim > 1)
-  for name, gradient in alone.gradients().items():
+  gradients = alone.gradients()
+  assert len(gradients) == len(flat)
+  for name, gradient in gradients.items():
     assert np.abs(gradient).max() > 1e-6, name
   for name, value in flat.items():
     assert (alone.states[-1][f'params/{name}'] != value).any(), name

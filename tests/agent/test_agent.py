@@ -1,0 +1,123 @@
+"""Whole updates: bfloat16, consecutive parts, and what the replay stores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, presets
+from dreamer_tpu.agent import Agent
+from tests.agent import golden
+from tests.learner import small
+
+
+@pytest.fixture(autouse=True, scope='module')
+def fast_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.mark.parametrize('name', list(golden.OBS))
+def test_bfloat16_losses_are_near_those_of_float32(name):
+  numbers = golden.Golden(name)
+  losses = {}
+  for dtype in (jnp.float32, jnp.bfloat16):
+    agent = Agent(
+      golden.OBS[name], golden.ACT[name], golden.config(), dtype=dtype
+    )
+
+    def run(state, carry, batch, agent=agent):
+      start, obs, last_action = agent._contextualize(carry, batch)
+      networks = (state['params'], state['slow_value'], state['retnorm'])
+      _, aux = agent._loss(*networks, start, obs, last_action, None)
+      return aux[3]
+
+    metrics = jax.jit(run)(numbers.state(), numbers.carry(), numbers.batch())
+    losses[dtype] = {k: float(v) for k, v in metrics.items() if 'loss/' in k}
+  exact = losses[jnp.float32]
+  for term, value in losses[jnp.bfloat16].items():
+    # The policy's is a sum of advantages that nearly cancel.
+    rel = 0.06 if term == 'loss/policy' else 0.02
+    assert value == pytest.approx(exact[term], rel=rel, abs=1e-3), term
+
+
+def test_two_parts_are_one_long_sequence():
+  """With a learning rate of 0 and modes instead of samples."""
+  config = small.config()
+  config.opt.lr = 0.0
+  agent = Agent(small.VECTOR_OBS, small.ACT, config)
+  state = jax.jit(agent.init)(jax.random.key(0))
+  steps, context = small.STEPS, small.CONTEXT
+  batch = small.make_batch(agent, steps=2 * steps)
+  batch['is_first'][:, context + steps + 1] = False
+  train = jax.jit(lambda *args: agent.train(*args, None))
+  carry = agent.initial_carry(small.ROWS)
+  _, whole_carry, whole, _ = train(state, carry, batch)
+  parts = []
+  for i in range(2):
+    part = {
+      k: v[:, i * steps : context + (i + 1) * steps]
+      for k, v in batch.items()
+      if v.ndim > 1
+    }
+    part['consec'] = np.full(small.ROWS, i, np.int32)
+    if i:  # must not be looked at
+      part['latent/deter'] = np.full_like(part['latent/deter'], 0.5)
+    state, carry, latents, _ = train(state, carry, part)
+    parts.append(latents)
+  for name, expected in whole.items():
+    actual = np.concatenate([p[name] for p in parts], 1)
+    np.testing.assert_allclose(actual, expected, atol=1e-6, err_msg=name)
+  assert small.difference(carry, whole_carry)['deter'] < 1e-5
+
+
+def test_training_goes_on_where_the_policy_stood():
+  """From the stored latents, the first trained `deter` is the policy's."""
+  agent = small.make_agent(small.VECTOR_OBS)
+  params = jax.jit(agent.init)(jax.random.key(0))
+  batch = small.make_batch(agent, steps=2)
+  batch['is_first'][:, 1:] = False
+  policy = jax.jit(agent.policy)
+  carry, stored = agent.initial_carry(small.ROWS), []
+  for t in range(3):
+    obs = {k: batch[k][:, t] for k in ('speed', 'is_first')}
+    carry, action, latents = policy(
+      params['params'], carry, obs, jax.random.key(t)
+    )
+    stored.append(jax.device_get({**action, **latents}))
+  for name in stored[0]:
+    batch[name] = np.stack([x[name] for x in stored], 1)
+  train = jax.jit(agent.train)
+  carry = agent.initial_carry(small.ROWS)
+  _, _, latents, _ = train(params, carry, batch, jax.random.key(9))
+  np.testing.assert_allclose(
+    latents['latent/deter'][:, 0], stored[1]['latent/deter'], atol=1e-5
+  )
+
+
+def debug_agent() -> Agent:
+  config = base.base()
+  presets.apply(config, 'debug')
+  config.agent.opt.update(lr=1e-3, warmup=10)
+  return Agent(small.VECTOR_OBS, small.ACT, config.agent, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+  'updates', [50, pytest.param(2000, marks=pytest.mark.slow)]
+)
+def test_bfloat16_stays_finite(updates):
+  agent = debug_agent()
+  state = jax.jit(agent.init)(jax.random.key(0))
+  train = jax.jit(agent.train, donate_argnums=0)
+  carry = agent.initial_carry(small.ROWS)
+  losses = []
+  for i in range(updates):
+    batch = small.make_batch(agent, seed=i % 4)
+    state, _, _, metrics = train(state, carry, batch, jax.random.key(i))
+    losses.append(float(metrics['loss/total']))
+    assert int(metrics['opt/nonfinite']) == -1, i
+  assert np.isfinite(losses).all()
+  assert int(state['skipped']) == 0
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  assert all(np.isfinite(x).all() for x in small.flat(state).values())
