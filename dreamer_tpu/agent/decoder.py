@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from dreamer_tpu.agent import distributions, encoder, layers, spaces
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class SquaredError:
   """A point prediction. `prediction` is float32 [B, T, ...]."""
 

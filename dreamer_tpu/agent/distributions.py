@@ -3,9 +3,9 @@
 All maths is float32. Every `sample` takes a PRNG key, or None for the mode.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 f32 = jnp.float32
 
@@ -20,7 +20,7 @@ def symexp(x: jax.Array) -> jax.Array:
   return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Categorical:
   """Independent categoricals over the last axis; build with `create`.
 
@@ -92,7 +92,7 @@ class Categorical:
     return jnp.sum(self.probs * (self.logp - other.logp), -1)
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class BoundedNormal:
   """Independent normals with mean in (-1, 1) and bounded deviation.
 
@@ -137,7 +137,7 @@ def twohot_bins(count: int) -> jax.Array:
   return jnp.concatenate([half, -half[:-1][::-1]])
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class TwoHot:
   """A scalar as a categorical over symexp bins (Eq. 10 of the paper).
 
@@ -179,7 +179,7 @@ class TwoHot:
     )
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Bernoulli:
   """Attributes: logit: float32 [...] of the probability of one."""
 

@@ -24,7 +24,7 @@ class ScalarHead(nnx.Module):
   def __init__(
     self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
   ):
-    kw = dict(dtype=dtype, rngs=rngs)
+    kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
     self.out = layers.Linear(
       config.units, config.bins, outscale=config.outscale, axes=AXES, **kw
@@ -41,7 +41,7 @@ class BinaryHead(nnx.Module):
   def __init__(
     self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
   ):
-    kw = dict(dtype=dtype, rngs=rngs)
+    kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
     self.out = layers.Linear(
       config.units, 1, outscale=config.outscale, axes=AXES, **kw
@@ -67,7 +67,7 @@ class PolicyHead(nnx.Module):
     self.spaces = nnx.static(dict(sorted(act_space.items())))
     self.unimix = config.unimix
     self.bounds = (config.minstd, config.maxstd)
-    kw = dict(dtype=dtype, rngs=rngs)
+    kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
     kw |= dict(outscale=config.outscale, axes=AXES)
     for key, space in self.spaces.items():
@@ -114,10 +114,11 @@ class Policy:
 
   def log_prob(self, action: Mapping[str, jax.Array]) -> jax.Array:
     """float32 [...], summed over keys and elements."""
-    return sum(
+    parts = [
       self._reduce(k, dist.log_prob(action[k]))
       for k, dist in self.dists.items()
-    )
+    ]
+    return sum(parts[1:], start=parts[0])
 
   def entropy(self) -> dict[str, jax.Array]:
     """float32 [...] per key, summed over elements, in nats."""

@@ -189,6 +189,14 @@ class MLP(nnx.Module):
       setattr(self, f'layer{i}', layer)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    for i in range(self.layers):
-      x = getattr(self, f'layer{i}')(x)
+    return self.rest(x, 0)
+
+  def rest(self, x: jax.Array, start: int) -> jax.Array:
+    """All layers from number `start` on."""
+    for i in range(start, self.layers):
+      x = self.layer(i)(x)
     return x
+
+  def layer(self, i: int) -> Layer:
+    """Layer number `i`."""
+    return getattr(self, f'layer{i}')

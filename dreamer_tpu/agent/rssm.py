@@ -37,7 +37,7 @@ class RSSM(nnx.Module):
     self.blocks = config.blocks
     self.unimix = config.unimix
     self.dtype = dtype
-    kw = dict(dtype=dtype, rngs=rngs)
+    kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     flat = config.stoch * config.classes
     units = config.hidden
     self.in_deter = layers.Layer(self.deter, units, **kw)
@@ -152,7 +152,7 @@ class RSSM(nnx.Module):
     action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
     x = self.in_action(action.astype(self.dtype))
     kernel = self._hidden_kernels()[2]
-    bias = self.hidden0.bias[...].astype(self.dtype)
+    bias = self._hidden(0).bias[...].astype(self.dtype)
     return shared_product(x, kernel) + bias
 
   def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -160,10 +160,14 @@ class RSSM(nnx.Module):
 
     Every block sees its own slice of `deter` and all of the three inputs.
     """
-    kernel = self.hidden0.kernel[...].astype(self.dtype)
+    kernel = self._hidden(0).kernel[...].astype(self.dtype)
     own = self.deter // self.blocks
     cuts = [own, own + 2 * self.hidden]
-    return tuple(jnp.split(kernel, cuts, axis=1))
+    own_kernel, shared, action = jnp.split(kernel, cuts, axis=1)
+    return own_kernel, shared, action
+
+  def _hidden(self, i: int) -> layers.BlockLinear:
+    return getattr(self, f'hidden{i}')
 
   def _recur(
     self, deter: jax.Array, stoch: jax.Array, action_part: jax.Array
@@ -182,7 +186,7 @@ class RSSM(nnx.Module):
     )
     x = self._activate(0, x + layers.to_blocks(action_part, self.blocks))
     for i in range(1, self.dyn_layers):
-      x = self._activate(i, getattr(self, f'hidden{i}').by_block(x))
+      x = self._activate(i, self._hidden(i).by_block(x))
     reset, candidate, update = jnp.split(self.gru.by_block(x), 3, -1)
     candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
     update = jax.nn.sigmoid(update - 1)
@@ -196,17 +200,15 @@ class RSSM(nnx.Module):
 
   def _token_part(self, tokens: jax.Array) -> jax.Array:
     """What the tokens add to the first posterior layer, bias included."""
-    linear = self.post.layer0.linear
+    linear = self.post.layer(0).linear
     kernel = linear.kernel[...][self.deter :].astype(self.dtype)
     return tokens @ kernel + linear.bias[...].astype(self.dtype)
 
   def _posterior(self, deter: jax.Array, token_part: jax.Array) -> Categorical:
-    first = self.post.layer0
+    first = self.post.layer(0)
     kernel = first.linear.kernel[...][: self.deter].astype(self.dtype)
     x = first.activate(deter @ kernel + token_part)
-    for i in range(1, self.post.layers):
-      x = getattr(self.post, f'layer{i}')(x)
-    return self._categorical(self.post_logits(x))
+    return self._categorical(self.post_logits(self.post.rest(x, 1)))
 
 
 def shared_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -168,11 +168,13 @@ class Ledger:
         return
       chunk.source = np.full(len(chunk.dirty), -1, np.int32)
     old = chunk.source[rows]
-    for other, count in zip(
-      *np.unique(old[old >= 0], return_counts=True), strict=True
-    ):
-      if int(other) in self.files:
-        self.files[int(other)].live -= int(count)
+    old = old[old >= 0]
+    if old.size:
+      low = int(old.min())
+      counts = np.bincount(old - low)
+      for other in np.flatnonzero(counts).tolist():
+        if low + other in self.files:
+          self.files[low + other].live -= int(counts[other])
     chunk.source[rows] = index
 
   def _unsave(self, chunk: Chunk, row: int) -> None:

@@ -98,12 +98,10 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
           view.status('Compiling the report.')
         logger.report(run.step, run.update, run.report())
       if save(run.update):
-        run.settle(logger)
         with run.timer.section('saving'):
           saver.save(run.step, run.state())
 
     view.status(f'Saving step {run.step:,}.')
-    run.settle(logger)
     saver.save(run.step, run.state())
     extra = saver.finish()
     logger.write(run.step, run.update, replay, run.episodes, extra)
@@ -194,12 +192,10 @@ class Training:
     """Makes so many updates.
 
     The batch of an update is copied to the devices while they compute the one
-    before. The latents of the last update are written back when the next
-    burst begins: the policy step in between has waited for it anyway.
+    before. The last one is waited for, as the policy step that follows would.
     """
     if not due:
       return
-    self.settle(logger)
     name = 'learning' if self.compiled else 'compiling'
     with self.timer.section(name):
       batch = self._fetch()
@@ -210,11 +206,8 @@ class Training:
         if remaining:
           batch = self._fetch()
       self._policy.params = self._learner.publish()
+      self._absorb(self._learner.flush(), logger)
     self.compiled = True
-
-  def settle(self, logger: Logger) -> None:
-    """Takes the result of the last update: after it, nothing is under way."""
-    self._absorb(self._learner.flush(), logger)
 
   def report(self) -> dict[str, Any]:
     """Metrics and videos of replayed batches, without an update."""

@@ -37,8 +37,8 @@ def test_bfloat16_losses_are_near_those_of_float32(name):
     losses[dtype] = {k: float(v) for k, v in metrics.items() if 'loss/' in k}
   exact = losses[jnp.float32]
   for term, value in losses[jnp.bfloat16].items():
-    # The policy's is a sum of advantages that nearly cancel.
-    rel = 0.06 if term == 'loss/policy' else 0.02
+    # Imagination adds its roundings up, though no posterior sample differs.
+    rel = 0.06 if term in ('loss/policy', 'loss/value') else 0.02
     assert value == pytest.approx(exact[term], rel=rel, abs=1e-3), term
 
 
