@@ -283,8 +283,7 @@ class Agent:
     scales = self.config.loss_scales
     means = {k: v.mean() for k, v in terms.items()}
     loss = sum(
-      getattr(scales, 'decoder' if k in self.obs_space else k) * v
-      for k, v in means.items()
+      getattr(scales, k.partition('/')[0]) * v for k, v in means.items()
     )
     action = {k: obs[k] for k in self.act_space}
     latents = self._pack(states, {})
@@ -307,7 +306,9 @@ class Agent:
     )
     feat = model.rssm.feat(states)
     stoch = feat[..., model.rssm.deter :]
-    terms |= model.decoder.loss(model.decoder(states['deter'], stoch), obs)
+    heads = model.decoder(states['deter'], stoch)
+    decoded = model.decoder.loss(heads, obs)
+    terms |= {f'decoder/{k}': v for k, v in decoded.items()}
     terms['reward'] = model.reward(feat).loss(obs['reward'])
     alive = 1 - obs['is_terminal'].astype(jnp.float32)
     terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))

@@ -162,7 +162,10 @@ class TwoHot:
     return zero + jnp.sum(low + high, -1)
 
   def loss(self, target: jax.Array) -> jax.Array:
-    """float32 [...] cross entropy to the two bins around `target` [...]."""
+    """float32 [...] cross entropy to the two bins around `target` [...].
+
+    NaN where the target is not finite, so that the update is skipped.
+    """
     bins = twohot_bins(self.logits.shape[-1])
     target = jax.lax.stop_gradient(target.astype(f32))
     above = jnp.searchsorted(bins, target, side='right')
@@ -174,9 +177,10 @@ class TwoHot:
     to_low, to_high = jnp.where(same, 1.0, to_low), jnp.where(same, 1, to_high)
     weight_low = to_high / (to_low + to_high)
     logp = Categorical.create(self.logits)
-    return -(
+    loss = -(
       weight_low * logp.log_prob(low) + (1 - weight_low) * logp.log_prob(high)
     )
+    return jnp.where(jnp.isfinite(target), loss, jnp.nan)
 
 
 @struct.dataclass

@@ -79,7 +79,7 @@ class BlockLinear(nnx.Module):
   ):
     shape = (blocks, inputs // blocks, outputs // blocks)
     kernel = truncated_normal(rngs.params(), shape, inputs)
-    self.kernel = nnx.Param(kernel, axes=('blocks', None, None))
+    self.kernel = nnx.Param(kernel, axes=('blocks', 'features', None))
     self.bias = nnx.Param(jnp.zeros(outputs), axes=('block_units',))
     self.dtype = dtype
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamer_tpu import errors
 
-RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal')
+RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def check(obs: Mapping[str, Space], act: Mapping[str, Space]) -> None:
   if not act:
     raise errors.UserError('The action space is empty.')
   for key, space in obs.items():
-    if key in RESERVED or key in act:
+    if key in RESERVED or key in act or key.startswith('latent/'):
       raise errors.UserError(
         f"The observation '{key}' has a reserved name: rename it "
         f'(reserved: {", ".join([*RESERVED, *act])}).'

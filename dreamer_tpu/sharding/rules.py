@@ -46,7 +46,7 @@ def check(mesh: Mesh, rules: Mapping[str, str | None], variables: Tree) -> None:
     if blocks % mesh.shape[axis]:
       raise UserError(
         f'mesh.{axis}={mesh.shape[axis]} does not divide the {blocks} blocks '
-        f'of {"/".join(path)}; choose one of {divisors(blocks)}.'
+        f'of {"/".join(map(str, path))}; choose one of {divisors(blocks)}.'
       )
 
 
@@ -71,7 +71,7 @@ def state(
   Returns:
     A NamedSharding per leaf of `abstract`.
   """
-  specs = {
+  specs: dict[tuple, PartitionSpec] = {
     path: _spec(mesh, rules, variable)
     for path, variable in nnx.to_flat_state(variables)
   }
@@ -131,7 +131,9 @@ def _spec(mesh, rules, variable) -> PartitionSpec:
     variable.get_metadata('axes'), variable.shape, strict=True
   ):
     axis = rules.get(name) if name else None
-    fits = axis and axis not in used and size % mesh.shape[axis] == 0
-    spec.append(axis if fits else None)
-    used |= {axis} if fits else set()
+    if axis in used or (axis and size % mesh.shape[axis]):
+      axis = None
+    spec.append(axis)
+    if axis:
+      used.add(axis)
   return PartitionSpec(*spec)

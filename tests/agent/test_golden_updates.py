@@ -63,6 +63,7 @@ def test_loss_and_every_term(numbers, first):
   loss, terms, _, _ = first
   assert error(loss, numbers.arrays['loss']) < 1
   expected = numbers.group('losses')
+  terms = {k.removeprefix('decoder/'): v for k, v in terms.items()}
   assert {PUBLIC_TERMS.get(k, k) for k in terms} == set(expected)
   for name, term in terms.items():
     public = expected[PUBLIC_TERMS.get(name, name)]

@@ -138,7 +138,7 @@ def test_published_tables_are_complete():
 def test_choice_of_published_scores(tmp_path):
   path = write_run(tmp_path / 'a', 'dmc_walker_walk', [10], [1], image=True)
   (run,) = curves.find_runs([str(path)])
-  find = lambda choice: curves.find_published(choice, run)  # noqa: E731
+  find = lambda choice: curves.find_published(choice, run)
   assert find('auto').benchmark == 'dmc_vision'
   assert find('dmc_proprio/dmc_walker_walk').benchmark == 'dmc_proprio'
   assert find('dmc_walker_run').benchmark == 'dmc_vision'
