@@ -97,7 +97,7 @@ def test_every_gradient(numbers, first):
 
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_parameters_after_updates(numbers, updates, count):
-  state, latents, _ = updates[count - 1]
+  state, _, _ = updates[count - 1]
   trees = {**state['params'], 'slow_value': state['slow_value']}
   actual = traverse_util.flatten_dict(trees, sep='/')
   expected = numbers.named(f'after{count}/params')
