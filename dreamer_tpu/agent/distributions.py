@@ -164,7 +164,8 @@ class TwoHot:
   def loss(self, target: jax.Array) -> jax.Array:
     """float32 [...] cross entropy to the two bins around `target` [...].
 
-    NaN where the target is not finite, so that the update is skipped.
+    NaN, and its gradient too, where the target is not finite, so that the
+    update is skipped.
     """
     bins = twohot_bins(self.logits.shape[-1])
     target = jax.lax.stop_gradient(target.astype(f32))
@@ -176,11 +177,11 @@ class TwoHot:
     same = low == high
     to_low, to_high = jnp.where(same, 1.0, to_low), jnp.where(same, 1, to_high)
     weight_low = to_high / (to_low + to_high)
+    weight_low = jnp.where(jnp.isfinite(target), weight_low, jnp.nan)
     logp = Categorical.create(self.logits)
-    loss = -(
+    return -(
       weight_low * logp.log_prob(low) + (1 - weight_low) * logp.log_prob(high)
     )
-    return jnp.where(jnp.isfinite(target), loss, jnp.nan)
 
 
 @struct.dataclass

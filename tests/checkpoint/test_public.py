@@ -72,7 +72,7 @@ def test_names_are_those_of_the_agent():
 
 def test_keys_with_slashes():
   ours = names.from_public('dec/vec/robot/arm/pred/kernel')
-  assert ours == 'decoder/robot.arm_out/kernel'
+  assert ours == 'decoder/out_robot.arm/kernel'
   assert names.to_public(ours) == 'dec/vec/robot/arm/pred/kernel'
   theirs = 'dec/vec/robot/arm/logits/kernel'
   assert names.to_public(ours, ['robot/arm']) == theirs

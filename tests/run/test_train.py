@@ -103,7 +103,7 @@ def test_same_seed_same_run(twins):
   for line in lines[0] + lines[1]:
     line.pop('replay/ram_gb')  # More of it while a save is under way.
   assert lines[0] == lines[1]
-  assert lines[0][-1]['train/loss/total'] > 0
+  assert lines[0][-2]['train/loss/total'] > 0
   reports = program.read(two / 'metrics.jsonl')
   assert [line for line in reports if 'report/loss/total' in line]
   # Two are kept.
