@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from dreamer_tpu.agent import (
+  imagination,
   losses,
   normalizer,
   openloop,
@@ -135,7 +136,7 @@ class Agent:
       'latent/deter' [N, D] and 'latent/stoch' uint8 [N, S].
     """
     model = self._model(params)
-    state_key, action_key = _split(key)
+    state_key, action_key = imagination.split(key)
     obs = {k: v[:, None] for k, v in obs.items()}
     state, last_action = self._unpack(carry)
     _, states = model.rssm.observe(
@@ -260,7 +261,7 @@ class Agent:
   ) -> tuple[jax.Array, tuple]:
     """The scaled sum of all terms, and what goes along with it."""
     model = self._model(params)
-    keys = _split(key)
+    keys = imagination.split(key)
     start, _ = self._unpack(carry)
     states, terms, metrics = self._world_model(
       model, start, obs, last_action, keys[0]
@@ -321,7 +322,15 @@ class Agent:
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
     }
-    states, actions = self._imagine(self._model(sg(params)), start, key)
+    frozen = self._model(sg(params))
+    states, actions = imagination.rollout(
+      frozen.rssm,
+      frozen.policy,
+      self.act_space,
+      start,
+      self.config.imag_length,
+      key,
+    )
     feats = model.rssm.feat(states)
     policy = model.policy(feats)
     if key is None:  # rounding aside, a mode has no gradient of its mean
@@ -340,47 +349,6 @@ class Agent:
 
   def _slow(self, slow_value: Tree) -> ScalarHead:
     return nnx.merge(self._graphs['value'], slow_value)
-
-  def _imagine(
-    self, frozen: Any, start: Tree, key: jax.Array | None
-  ) -> tuple[Tree, Tree]:
-    """Rolls the policy out in the prior; nothing carries gradients.
-
-    The loop hands out class indices instead of one-hots and no features, so
-    that little is written: they are put together for all steps at once.
-
-    Returns:
-      States and actions of H + 1 steps, time first: `deter` [H + 1, N, D],
-      `stoch` [H + 1, N, S, C] and [H + 1, N, ...] per action key.
-    """
-    horizon = self.config.imag_length
-
-    def act(state, key):
-      return frozen.policy(frozen.rssm.feat(state)).sample(key)
-
-    def compact(state):
-      return state['deter'], jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
-
-    def step(state, key):
-      keys = _split(key)
-      action = act(state, keys[0])
-      flat = spaces.concat(self.act_space, action)
-      new = frozen.rssm.imagine_step(state, flat, keys[1])
-      return new, (*compact(state), action)
-
-    first, last = _split(key)
-    first = None if key is None else jax.random.split(first, horizon)
-    state, outs = jax.lax.scan(step, start, first, length=horizon)
-    deter, index, action = sg(
-      jax.tree.map(
-        lambda xs, x: jnp.concatenate([xs, x[None]]),
-        outs,
-        (*compact(state), act(state, last)),
-      )
-    )
-    classes = self.config.rssm.classes
-    stoch = jax.nn.one_hot(index, classes, dtype=self.dtype)
-    return {'deter': deter, 'stoch': stoch}, action
 
   def _apply(
     self, state: Tree, grads: Tree, retnorm: Tree
@@ -419,8 +387,3 @@ def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
-
-
-def _split(key: jax.Array | None) -> Any:
-  """Two keys of one; None, which stands for modes, stays None."""
-  return (None, None) if key is None else jax.random.split(key)

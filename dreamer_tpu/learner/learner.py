@@ -87,21 +87,12 @@ class Learner:
       lambda: agent.initial_carry(batch_size), out_shardings=self._rows
     )
     self._publish = jax.jit(self._publish_fn, out_shardings=whole)
-    self.reset_carry()
+    self._carry = self._new_carry()
 
   def init(self) -> None:
     """Creates a fresh state, every shard on its own device."""
     make = jax.jit(self._init_fn, out_shardings=self.shardings)
     self.state = make(self._seed)
-
-  def reset_carry(self) -> None:
-    """Forgets the carry of consecutive parts."""
-    self._carry = self._new_carry()
-
-  @property
-  def updates(self) -> int:
-    """Updates so far; waits for the device."""
-    return int(self.state['step'])
 
   def parameter_counts(self) -> dict[str, int]:
     """Number of parameters per module."""
