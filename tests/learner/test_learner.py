@@ -24,7 +24,7 @@ class Bench:
 
   def reset(self):
     self.learner.state = jax.device_put(self._saved, self.learner.shardings)
-    self.learner.reset_carry()
+    self.learner._carry = self.learner._new_carry()
     self.learner.flush()
     return self.learner
 
