@@ -44,8 +44,14 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
   for place in (folder, *list(folder.parents)[:2]):
     path = place / 'config.yaml'
     if path.exists():
-      theirs = yaml.safe_load(path.read_text())['agent']
-      return _translate(theirs)
+      try:
+        return _translate(yaml.safe_load(path.read_text())['agent'])
+      except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+          f"'{path}' is not the configuration of a public DreamerV3 run "
+          f'({type(error).__name__}: {" ".join(str(error).split())}); copy it '
+          'from the logdir of the run.'
+        ) from error
   raise UserError(
     f"'{folder}' has no config.yaml, which tells the sizes of the agent; copy "
     'it there from the logdir of the run.'

@@ -1,5 +1,7 @@
 """Acting from a checkpoint of the public implementation."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,12 @@ def test_one_environment_needs_no_batch_axis():
 def test_missing_checkpoint_is_one_line(tmp_path):
   with pytest.raises(UserError, match='heckpoint'):
     dreamer_tpu.load_policy(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['agent: {}', '[1, 2]', '{', ''])
+def test_another_config_is_one_line(tmp_path, text):
+  shutil.copy(PUBLIC / 'agent.pkl', tmp_path)
+  (tmp_path / 'config.yaml').write_text(text)
+  with pytest.raises(UserError, match=r'config\.yaml') as raised:
+    dreamer_tpu.load_policy(tmp_path)
+  assert '\n' not in str(raised.value)
