@@ -1,0 +1,149 @@
+"""Evaluation counts every episode that starts in its share, long or short."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from dreamer_tpu.actor.evaluation import evaluate, summarize
+from dreamer_tpu.envs import vector, wrappers
+
+LENGTHS = (10, 1000)
+
+
+class ShortOrLong(gymnasium.Env):
+  """Episodes of 10 or of 1,000 steps, a reward of 1 for each step."""
+
+  observation_space = gymnasium.spaces.Dict(
+    image=gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+  )
+  action_space = gymnasium.spaces.Discrete(2)
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self.length = LENGTHS[self.np_random.integers(2)]
+    self._step = 0
+    return self._obs(), {}
+
+  def step(self, action):
+    self._step += 1
+    info = {'log/length': float(self.length)}
+    return self._obs(), 1.0, self._step == self.length, False, info
+
+  def _obs(self):
+    return {'image': np.full((8, 8, 3), min(self._step, 255), np.uint8)}
+
+
+def make(num_envs, seed=0):
+  makers = [lambda: wrappers.wrap(ShortOrLong(), 'x') for _ in range(num_envs)]
+  return vector.GymVector(vector.serial(makers), 'lengths', seed)
+
+
+def zeros(obs):
+  """A policy that does nothing, and what it remembers."""
+  action = np.zeros(len(obs['reward']), np.int32)
+  return {'action': action}, {'latent/x': action.astype(np.float32)}
+
+
+def started(slot, count, seed=0):
+  """Lengths of the first episodes of an environment alone."""
+  env = ShortOrLong()
+  lengths = []
+  for number in range(count):
+    seeds = vector.seeds(seed, slot + 1)
+    env.reset(seed=seeds[slot] if number == 0 else None)
+    lengths.append(env.length)
+  return lengths
+
+
+def test_the_first_that_start():
+  result = evaluate(make(3), zeros, 7)
+  expected = [
+    {'env': slot, 'score': float(length), 'length': length}
+    for slot, count in enumerate((3, 2, 2))
+    for length in started(slot, count)
+  ]
+  assert {e['length'] for e in expected} == set(LENGTHS)
+  assert result.episodes == expected
+  assert result.complete
+  lengths = [e['length'] for e in expected]
+  metrics = result.metrics()
+  assert metrics['episode/score'] == pytest.approx(np.mean(lengths))
+  assert metrics['episode/length'] == pytest.approx(np.mean(lengths))
+  assert metrics['episode/score_median'] == np.median(lengths)
+  assert metrics['epstats/length/avg'] == pytest.approx(np.mean(lengths))
+
+
+def test_the_mean_has_no_bias():
+  env = make(8, seed=1)
+  scores = []
+  for _ in range(20):
+    scores += [e['score'] for e in evaluate(env, zeros, 8).episodes]
+  metrics = summarize(scores)
+  assert metrics['episode/count'] == 160
+  assert abs(np.mean(scores) - 505) < 3 * metrics['episode/score_sem']
+  # For comparison the first that end, which are short.
+  others = []
+  for _ in range(20):
+    others += first_to_end(env, 8)
+  assert np.mean(others) < 505 - 5 * metrics['episode/score_sem']
+
+
+def first_to_end(env, episodes):
+  lengths, now = [], np.zeros(env.num_envs, int)
+  obs = env.reset()
+  while len(lengths) < episodes:
+    now = np.where(obs['is_first'], 0, now + 1)
+    lengths += now[obs['is_last']].tolist()
+    obs = env.step({'action': np.zeros(env.num_envs, int)})
+  return lengths[:episodes]
+
+
+def test_environments_are_reset_and_all_is_stored():
+  env = make(2)
+  stored = []
+  evaluate(env, zeros, 2, store=stored.append)
+  begin = len(stored)
+  evaluate(env, zeros, 2, store=stored.append)
+  for steps in (stored[:begin], stored[begin:]):
+    assert steps[0]['is_first'].all()
+    assert not steps[1]['is_first'].any()
+    ends = np.stack([step['is_last'] for step in steps])
+    assert ends.any(0).all()
+    assert ends[-1].any()
+    assert set(steps[0]) == {
+      *('image', 'reward', 'is_first', 'is_last', 'is_terminal'),
+      *('action', 'latent/x'),
+    }
+
+
+def test_videos_are_of_first_episodes():
+  env = make(4)
+  result = evaluate(env, zeros, 8, record=3)
+  assert set(result.videos) == {f'image/{slot}' for slot in range(3)}
+  for slot in range(3):
+    (length,) = started(slot, 1)
+    video = result.videos[f'image/{slot}']
+    # With the observation before the first action.
+    expected = np.minimum(np.arange(min(length + 1, 1000)), 255)
+    np.testing.assert_array_equal(video[:, 0, 0, 0], expected)
+  assert evaluate(env, zeros, 4).videos == {}
+
+
+def test_stops_when_told():
+  calls = []
+  result = evaluate(
+    make(2), zeros, 100, stop=lambda: calls.append(0) or len(calls) > 50
+  )
+  assert len(calls) == 51
+  assert not result.complete
+  assert len(result.episodes) < 100
+
+
+def test_summary_of_few_episodes():
+  assert summarize([]) == {'episode/count': 0.0}
+  assert summarize([3.0]) == {
+    'episode/count': 1.0,
+    'episode/score_median': 3.0,
+  }
+  both = summarize([1.0, 3.0])
+  assert both['episode/score_sem'] == pytest.approx(1.0)
