@@ -24,7 +24,7 @@ class Bench:
 
   def reset(self):
     self.learner.state = jax.device_put(self._saved, self.learner.shardings)
-    self.learner._carry = self.learner._new_carry()
+    self.learner._carry = self.learner.steps.new_carry()
     self.learner.flush()
     return self.learner
 
@@ -73,8 +73,8 @@ def test_state_is_donated_and_keeps_its_sharding(bench, learner):
 
 
 def test_compiled_update_aliases_the_whole_state(bench, learner):
-  args = (learner.state, learner._new_carry(), bench.put(), learner._seed)
-  compiled = learner._train.lower(*args).compile()
+  args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
+  compiled = learner.steps.train.lower(*args).compile()
   (line,) = [
     x for x in compiled.as_text().splitlines() if 'input_output_alias' in x
   ]
@@ -83,6 +83,17 @@ def test_compiled_update_aliases_the_whole_state(bench, learner):
     assert f'{{{output}}}: ({output}, {{}}' in line
   aliased = compiled.memory_analysis().alias_size_in_bytes
   assert aliased == sum(x.nbytes for x in leaves)
+
+
+def test_abstract_arguments_are_those_of_an_update(bench, learner):
+  """What `plan` compiles for is what a run compiles."""
+  args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
+  expected = learner.steps.train_arguments(small.STEPS)
+  assert jax.tree.structure(args) == jax.tree.structure(expected)
+  pairs = zip(jax.tree.leaves(args), jax.tree.leaves(expected), strict=True)
+  for x, y in pairs:
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
 def test_everything_compiles_once(bench, learner):
@@ -113,8 +124,8 @@ def test_updates_transfer_nothing_implicitly(bench, learner):
 
 
 def test_one_vector_and_the_latents_come_back(bench, learner):
-  args = (learner.state, learner._new_carry(), bench.put(), learner._seed)
-  _, _, latents, metrics = jax.eval_shape(learner._train, *args)
+  args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
+  _, _, latents, metrics = jax.eval_shape(learner.steps.train, *args)
   assert sorted(latents) == ['latent/deter', 'latent/stoch']
   assert metrics.ndim == 1
 

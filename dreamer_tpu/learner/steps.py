@@ -1,0 +1,133 @@
+"""The learner's programs for one mesh: what is compiled, and where it lives."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from dreamer_tpu.agent import Agent
+from dreamer_tpu.sharding import rules
+
+Tree = dict[str, Any]
+# Independent streams of random numbers from one seed.
+INIT, TRAIN, REPORT = range(3)
+# What a step of experience holds besides observation, action and latents.
+FLAGS = {
+  'reward': 'float32',
+  'is_first': 'bool',
+  'is_last': 'bool',
+  'is_terminal': 'bool',
+}
+
+
+class Steps:
+  """The jitted functions of a learner; nothing is allocated to make them.
+
+  The devices of the mesh need not exist here: those of a topology do to lower
+  and compile for.
+
+  Attributes:
+    rows: Sharding of batches and carries, over their rows.
+    whole: Sharding of what every device holds.
+    shardings: Of the agent's state.
+    abstract: The state as ShapeDtypeStructs with shardings.
+    metrics: Names of the train step's metrics, once it has been traced.
+    init: seed -> state.
+    new_carry: () -> carry.
+    train: state, carry, batch, seed -> state, carry, latents, metrics; the
+      first two are donated and leave with the sharding they came with.
+    report: state, carry, batch, seed, count -> carry, metrics, videos.
+    publish: params -> the policy's weights in the compute dtype.
+  """
+
+  def __init__(
+    self,
+    agent: Agent,
+    mesh: Mesh,
+    sharding_rules: Mapping[str, str | None],
+    *,
+    batch_size: int,
+  ):
+    self.agent = agent
+    self._batch_size = batch_size
+    self.rows = rows = rules.batch(mesh)
+    self.whole = whole = rules.replicated(mesh)
+    rules.check(mesh, sharding_rules, agent.variables)
+    abstract = jax.eval_shape(agent.init, jax.random.key(0))
+    self.shardings = rules.state(
+      mesh, sharding_rules, agent.variables, abstract
+    )
+    self.abstract = jax.tree.map(_struct, abstract, self.shardings)
+    self.metrics: list[str] = []
+    self.init = jax.jit(self._init, out_shardings=self.shardings)
+    self.new_carry = jax.jit(
+      lambda: agent.initial_carry(batch_size), out_shardings=rows
+    )
+    self.train = jax.jit(
+      self._train,
+      donate_argnums=(0, 1),
+      out_shardings=(self.shardings, rows, rows, whole),
+    )
+    self.report = jax.jit(self._report, out_shardings=(rows, whole, whole))
+    self.publish = jax.jit(self._publish, out_shardings=whole)
+
+  def train_arguments(self, batch_length: int) -> tuple[Tree, Tree, Tree, Any]:
+    """The arguments of `train` as ShapeDtypeStructs with shardings.
+
+    Args:
+      batch_length: Trained steps T of every sequence.
+    """
+    agent = self.agent
+    carry = jax.eval_shape(lambda: agent.initial_carry(self._batch_size))
+    fields = {k: (v.shape, v.dtype) for k, v in agent.obs_space.items()}
+    fields |= {k: (v.shape, v.dtype) for k, v in agent.act_space.items()}
+    fields |= {k: ((), dtype) for k, dtype in FLAGS.items()}
+    if agent.context:
+      fields |= agent.latent_spec()
+    leading = (self._batch_size, agent.context + batch_length)
+    batch = {
+      k: jax.ShapeDtypeStruct((*leading, *shape), dtype)
+      for k, (shape, dtype) in fields.items()
+    }
+    batch['consec'] = jax.ShapeDtypeStruct(leading[:1], jnp.int32)
+    carry, batch = jax.tree.map(lambda x: _struct(x, self.rows), (carry, batch))
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=self.whole)
+    return self.abstract, carry, batch, seed
+
+  def _init(self, seed):
+    return self.agent.init(_stream(seed, INIT))
+
+  def _train(self, state, carry, batch, seed):
+    key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
+    state, carry, latents, metrics = self.agent.train(
+      self._gather(state), carry, batch, key
+    )
+    # One vector is one transfer.
+    self.metrics = sorted(metrics)
+    vector = jnp.stack([metrics[k].astype(jnp.float32) for k in self.metrics])
+    return state, carry, latents, vector
+
+  def _report(self, state, carry, batch, seed, count):
+    key = jax.random.fold_in(_stream(seed, REPORT), count)
+    return self.agent.report(self._gather(state), carry, batch, key)
+
+  def _gather(self, state):
+    networks = {
+      k: rules.gather(state[k], self.shardings[k])
+      for k in ('params', 'slow_value')
+    }
+    return {**state, **networks}
+
+  def _publish(self, params):
+    used = {k: params[k] for k in ('encoder', 'rssm', 'policy')}
+    return jax.tree.map(lambda x: x.astype(self.agent.dtype), used)
+
+
+def _struct(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _stream(seed: jax.Array, stream: int) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(seed), stream)
