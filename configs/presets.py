@@ -55,6 +55,8 @@ def debug(config: ml_collections.ConfigDict) -> None:
         steps=1000,
         train_ratio=8.0,
         envs=2,
+        eval_envs=2,
+        eval_eps=3,
         log_every=2.0,
         report_every=5.0,
         save_every=5.0,

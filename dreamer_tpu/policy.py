@@ -1,7 +1,7 @@
 """Acting with a trained agent, without anything that training needs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,12 @@ from dreamer_tpu import public_agent
 from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.checkpoint import layout, public
 from dreamer_tpu.checkpoint.partial import restore_partial
+from dreamer_tpu.errors import UserError
 
 Tree = dict[str, Any]
+Spaces = Mapping[str, Space]
 USED = ('encoder', 'rssm', 'policy')
+KINDS = ('observation', 'action')
 
 
 def load_policy(
@@ -35,12 +38,59 @@ def load_policy(
   Raises:
     UserError: There is no checkpoint, or it is damaged.
   """
+  loaded = load(path)
+  return Policy(loaded.agent, loaded.params, mode=mode, seed=seed)
+
+
+class Loaded(NamedTuple):
+  """An agent without a learner.
+
+  Attributes:
+    agent: Its functions.
+    params: Of the policy, in the agent's dtype.
+    step: Agent steps of its run.
+    update: Updates of its run.
+  """
+
+  agent: Agent
+  params: Tree
+  step: int
+  update: int
+
+
+def load(
+  path: epath.PathLike,
+  dtype: jnp.dtype = jnp.float32,
+  spaces: tuple[Spaces, Spaces] | None = None,
+) -> Loaded:
+  """Loads what acting needs: the encoder, the RSSM and the policy.
+
+  Args:
+    path: As in `load_policy`.
+    dtype: In which it computes.
+    spaces: Observations and actions of the environment that it shall act in;
+      by default those that it was trained with.
+
+  Raises:
+    UserError: There is no checkpoint, it is damaged, or does not fit `spaces`.
+  """
   folder = public.find(path)
-  agent = _own_agent(path) if folder is None else public_agent.make(folder)
+  if folder is None:
+    run = layout.read_run(layout.find_step(path))
+    config, known = public_agent.namespace(run['config']['agent']), _known(run)
+    step, update = run['step'], run['update']
+    for kind, theirs, ours in zip(KINDS, spaces or known, known, strict=True):
+      _check(path, kind, theirs, ours)
+  else:
+    config, obs_space, act_space, counters = public_agent.describe(folder)
+    known = obs_space, act_space
+    step, update = counters.get('actions', 0), counters.get('updates', 0)
+  agent = Agent(*(spaces or known), config, dtype=dtype)
   abstract = nnx.to_pure_dict(agent.variables)
   wanted = {name: abstract[name] for name in USED}
   params, _ = restore_partial(path, '.*', wanted)
-  return Policy(agent, params, mode=mode, seed=seed)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  return Loaded(agent, params, step, update)
 
 
 class Policy:
@@ -121,14 +171,31 @@ class Policy:
     return carry, jax.tree.map(clip, action)
 
 
-def _own_agent(path: epath.PathLike) -> Agent:
-  run = layout.read_run(layout.find_step(path))
-  spaces = {
-    group: {
+def _known(run: Tree) -> tuple[Spaces, Spaces]:
+  """Observations and actions that a run was trained with."""
+  obs, act = (
+    {
       key: Space(**{**fields, 'shape': tuple(fields['shape'])})
       for key, fields in run['spaces'][group].items()
     }
     for group in ('obs', 'act')
-  }
-  config = public_agent.namespace(run['config']['agent'])
-  return Agent(spaces['obs'], spaces['act'], config)
+  )
+  return obs, act
+
+
+def _check(path: epath.PathLike, kind: str, given: Spaces, known: Spaces):
+  for key in [*known, *given]:
+    if given.get(key) != known.get(key):
+      raise UserError(
+        f"The {kind} '{key}' of the environment does not fit the agent of "
+        f"'{path}': {_show(given.get(key))} here, {_show(known.get(key))} "
+        'there; choose the task and the options of its environment as they '
+        'were.'
+      )
+
+
+def _show(space: Space | None) -> str:
+  if space is None:
+    return 'none'
+  classes = f' of {space.classes} classes' if space.classes else ''
+  return f'{space.dtype} {list(space.shape)}{classes}'

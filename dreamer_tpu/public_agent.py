@@ -6,29 +6,49 @@ parameters.
 
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from etils import epath
 
-from dreamer_tpu.agent import Agent, Space
+from dreamer_tpu.agent import Space
 from dreamer_tpu.checkpoint import public
 from dreamer_tpu.errors import UserError
 
 
-def make(folder: epath.Path) -> Agent:
-  """An agent whose parameters have the names and shapes of the checkpoint.
+class Description(NamedTuple):
+  """What a public checkpoint tells of its agent.
+
+  Attributes:
+    config: Our `agent` options, as attributes.
+    obs_space: By observation key.
+    act_space: By action key.
+    counters: As in `PublicCheckpoint`.
+  """
+
+  config: Any
+  obs_space: dict[str, Space]
+  act_space: dict[str, Space]
+  counters: dict[str, int]
+
+
+def describe(folder: epath.Path) -> Description:
+  """Reads a public checkpoint, whose parameters such an agent fits.
 
   Args:
     folder: With agent.pkl; config.yaml lies in it or in a folder above it.
 
   Raises:
-    UserError: config.yaml is missing, or no such agent can be made.
+    UserError: config.yaml is missing, or the checkpoint is damaged.
   """
   config = read_config(folder)
-  shapes = {k: v.shape for k, v in public.load(folder).params.items()}
-  return Agent(
-    _observations(shapes, config), _actions(shapes), namespace(config)
+  checkpoint = public.load(folder)
+  shapes = {k: v.shape for k, v in checkpoint.params.items()}
+  return Description(
+    namespace(config),
+    _observations(shapes, config),
+    _actions(shapes),
+    checkpoint.counters,
   )
 
 

@@ -44,6 +44,7 @@ def evaluate(
   episodes: int,
   *,
   store: Callable[[Arrays], None] = lambda transition: None,
+  finished: Callable[[dict[str, Any]], None] = lambda episode: None,
   stop: Callable[[], bool] = lambda: False,
   record: int = 0,
 ) -> Evaluation:
@@ -60,21 +61,22 @@ def evaluate(
       do not divide by N and it is one of the first.
     store: Takes every transition, with those of environments that have done
       their share.
+    finished: Takes every episode that counts, when it ends.
     stop: Asked before each step whether to give up.
     record: Number of environments of whose first episode videos are made.
   """
   share = np.full(env.num_envs, episodes // env.num_envs)
   share[: episodes % env.num_envs] += 1
   stats, recorder = EpisodeStats(env.num_envs), _Recorder(record)
-  finished: list[dict[str, Any]] = []
+  played: list[dict[str, Any]] = []
   obs = env.reset()
   while True:
     recorder.add(obs)
     playing = share > 0
-    ended = stats.update({**obs, 'is_last': obs['is_last'] & playing})
-    for episode in ended:
+    for episode in stats.update({**obs, 'is_last': obs['is_last'] & playing}):
       share[episode['env']] -= 1
-    finished += ended
+      played.append(episode)
+      finished(episode)
     if stop():
       break
     action, latents = policy(obs)
@@ -85,7 +87,7 @@ def evaluate(
       break
     obs = env.step(action)
   return Evaluation(
-    episodes=sorted(finished, key=lambda episode: episode['env']),
+    episodes=sorted(played, key=lambda episode: episode['env']),
     stats=stats.result(),
     videos=recorder.videos(),
     complete=not share.any(),

@@ -37,6 +37,10 @@ class View:
     """Says what the run is busy with, as in `compiling the train step`."""
     self._print(f'[{duration(self._elapsed())}] {text}')
 
+  def activity(self, text: str) -> None:
+    """Says what has just happened, in place of what it said before."""
+    self._print(f'[{duration(self._elapsed())}] {text}', rewrite=True)
+
   def progress(
     self, step: int, total: int, metrics: Mapping[str, float]
   ) -> None:

@@ -17,7 +17,7 @@ from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
 
 # Streams of random numbers besides the learner's, all from one seed.
-ENVS, ACTING, REPLAY, REPORT = range(100, 104)
+ENVS, ACTING, REPLAY, REPORT, EVAL_ENVS, EVAL_ACTING = range(100, 106)
 
 
 def seed(config: ConfigDict, *stream: int) -> int:
@@ -30,6 +30,13 @@ def environments(config: ConfigDict, step: int) -> VectorEnv:
   """The training environments, seeded anew for the step a run starts at."""
   return make_vector(
     config.task, config.run.envs, seed(config, ENVS, step), config.env
+  )
+
+
+def eval_environments(config: ConfigDict, step: int) -> VectorEnv:
+  """The evaluation environments, seeded anew for the step of the agent."""
+  return make_vector(
+    config.task, config.run.eval_envs, seed(config, EVAL_ENVS, step), config.env
   )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from dreamer_tpu.errors import UserError
 
-SCRIPTS = ('train',)
+SCRIPTS = ('train', 'eval_only')
 
 CHOICES = {
   'script': SCRIPTS,
+  'policy.eval_mode': ('mode', 'sample'),
   'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
@@ -38,6 +39,8 @@ MINIMUM: dict[str, float] = {
   'run.steps': 0,
   'run.train_ratio': 0,
   'run.envs': 1,
+  'run.eval_envs': 1,
+  'run.eval_eps': 1,
   'run.report_batches': 1,
   'replay.size': 1,
   'replay.chunksize': 1,
@@ -121,6 +124,11 @@ def validate(config: Any) -> None:
   _mesh(config.mesh)
   _agent(config.agent)
   _replay(config)
+  if config.script == 'eval_only' and not config.run.from_checkpoint:
+    raise UserError(
+      "script='eval_only' needs an agent; name the logdir of a run, or a "
+      'public checkpoint, with --config.run.from_checkpoint=DIR.'
+    )
   try:
     re.compile(config.run.from_checkpoint_regex)
   except re.error as error:

@@ -188,6 +188,8 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('run.log_every=nan', ['run.log_every=nan', 'finite']),
     ('agent.lam=1.5', ['agent.lam=1.5', 'from 0 to 1']),
     ('script=trian', ["'trian'", 'train']),
+    ('policy.eval_mode=best', ["'best'", 'mode, sample']),
+    ('script=eval_only', ['run.from_checkpoint=DIR']),
     ('task=atary_pong', ["'atary_pong'", "'atari_pong'"]),
     ('task=atari', ["'atari'", 'atari_pong']),
     ('dtype.compute=float16', ["'float16'", 'bfloat16']),

@@ -1,0 +1,122 @@
+"""Episodes with a trained agent, which learns nothing from them."""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dreamer_tpu import policy
+from dreamer_tpu.actor.evaluation import Evaluation, evaluate
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.learner.acting import PolicyStep
+from dreamer_tpu.metrics.terminal import View, number
+from dreamer_tpu.metrics.writers import Writers
+from dreamer_tpu.run import build, logdirs
+from dreamer_tpu.run.preemption import EXIT_CODE, Preemption
+
+
+def main(config: ConfigDict, logdir: epath.Path) -> int:
+  """Plays `run.eval_eps` episodes with the agent of `run.from_checkpoint`.
+
+  The agent has the sizes that it was trained with, whatever the configuration
+  says. Results are written at its step.
+
+  Args:
+    config: The merged and validated configuration.
+    logdir: Directory of the results.
+
+  Returns:
+    Exit code: 0 when done, 75 if it was told to stop; then nothing is written.
+
+  Raises:
+    UserError: There is no such agent, or it does not fit the environment.
+  """
+  if (logdir / 'checkpoints').exists():
+    raise UserError(
+      f'--logdir={logdir} holds a training run; choose another directory for '
+      'the results.'
+    )
+  source = config.run.from_checkpoint
+  with contextlib.ExitStack() as stack:
+    view = View(enabled='log' in config.metrics.outputs)
+    stop = stack.enter_context(Preemption(lambda _: view.status('Stopping.')))
+    env = stack.enter_context(
+      contextlib.closing(build.eval_environments(config, 0))
+    )
+    spaces = (
+      build.agent_spaces(env.obs_space),
+      build.agent_spaces(env.act_space),
+    )
+    loaded = policy.load(source, build.compute_dtype(config), spaces)
+    view.status(f'Loaded the policy of {source}, step {loaded.step:,}.')
+    logdirs.save_config(config, logdir)
+    writers = stack.enter_context(
+      Writers(logdir, config.metrics.outputs, config.to_dict(), view=view)
+    )
+    act = PolicyStep(
+      loaded.agent,
+      env.num_envs,
+      seed=build.seed(config, build.EVAL_ACTING),
+      mode=config.policy.eval_mode == 'mode',
+    )
+    act.params = jax.device_put(loaded.params)
+    result = evaluate(
+      env,
+      act,
+      config.run.eval_eps,
+      finished=_progress(view, config.run.eval_eps),
+      stop=lambda: stop.requested,
+      record=env.num_envs,
+    )
+    if not result.complete:
+      view.status('Stopped before the end: nothing is written.')
+      return EXIT_CODE
+    _write(result, loaded, env.repeat, writers)
+    view.status(f'Done: {describe(result)}.')
+    view.status(f'The results are in {logdir}.')
+  return 0
+
+
+def describe(result: Evaluation) -> str:
+  """The scores in one line."""
+  metrics = result.metrics()
+  scores = [episode['score'] for episode in result.episodes]
+  text = f'score {number(metrics["episode/score"])}'
+  if 'episode/score_sem' in metrics:
+    text += f' ± {number(metrics["episode/score_sem"])} (standard error)'
+  return (
+    f'{text}, median {number(metrics["episode/score_median"])}, '
+    f'{number(min(scores))} to {number(max(scores))}, in {len(scores)} '
+    f'episodes of {number(metrics["episode/length"])} steps'
+  )
+
+
+def _progress(view: View, total: int) -> Any:
+  """Shows each episode, and the mean so far."""
+  scores = []
+
+  def finished(episode):
+    scores.append(episode['score'])
+    view.activity(
+      f'episode {len(scores)}/{total} | score {number(scores[-1])} | '
+      f'length {number(episode["length"])} | mean {number(np.mean(scores))}'
+    )
+
+  return finished
+
+
+def _write(
+  result: Evaluation, loaded: policy.Loaded, repeat: int, writers: Writers
+) -> None:
+  """Scores, their statistics and videos, at the step of the agent."""
+  for episode in result.episodes:
+    writers.score(loaded.step, episode['score'], episode['length'], 'eval')
+  metrics: dict[str, Any] = {
+    **{f'eval/{k}': v for k, v in result.metrics().items()},
+    **{f'eval/episode/{k}': v for k, v in result.videos.items()},
+  }
+  frames = loaded.step * repeat
+  writers.write(loaded.step, metrics, frames=frames, update=loaded.update)
