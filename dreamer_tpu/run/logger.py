@@ -7,8 +7,9 @@ import jax
 from absl import logging
 
 from dreamer_tpu.actor.episodes import EpisodeStats
-from dreamer_tpu.learner.learner import Result
+from dreamer_tpu.learner.learner import Learner, Result
 from dreamer_tpu.metrics.aggregate import Aggregator
+from dreamer_tpu.metrics.performance import Performance
 from dreamer_tpu.metrics.system import Usage
 from dreamer_tpu.metrics.timer import Rate, Timer
 from dreamer_tpu.metrics.writers import Writers
@@ -46,9 +47,16 @@ class Logger:
     self._batch_steps = batch_steps
     self._train = Aggregator()
     self._usage = Usage()
+    device = jax.devices()[0]
+    self._performance = Performance(device.device_kind, jax.device_count())
     self._policy_fps = Rate(step)
     self._train_fps = Rate(update * batch_steps)
     self._latest: dict[str, float] = {}
+
+  def count_flops(self, learner: Learner, batch_length: int) -> None:
+    """Counts the FLOPs of an update; costs nothing once it is compiled."""
+    arguments = learner.steps.train_arguments(batch_length)
+    self._performance.count(learner.steps.train.trace(*arguments).jaxpr)
 
   def episodes(self, step: int, finished: list[dict[str, Any]]) -> None:
     """Writes the scores of training episodes that ended at `step`."""
@@ -76,11 +84,13 @@ class Logger:
     extra: Mapping[str, float],
   ) -> None:
     """Writes everything collected since the last call, and shows progress."""
+    timer = self._timer.stats()
     metrics = {
       **self._train.result(),
       **episodes.result(),
       **{f'replay/{k}': v for k, v in replay.stats().items()},
-      **self._timer.stats(),
+      **timer,
+      **self._performance.stats(timer.get('timer/learning/avg')),
       **self._usage.stats(_device_bytes()),
       **extra,
       'fps/policy': self._policy_fps(step),
