@@ -48,6 +48,7 @@ def _run() -> dict[str, Any]:
     report_every=300.0,
     save_every=900.0,
     report_batches=1,
+    report_grads=False,
     from_checkpoint='',
     from_checkpoint_regex='.*',
   )

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from dreamer_tpu.agent import (
+  gradients,
   imagination,
   losses,
   normalizer,
@@ -189,27 +190,49 @@ class Agent:
     return new, carry, latents, {**metrics, **opt_metrics}
 
   def report(
-    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
+    self,
+    state: Tree,
+    carry: Tree,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    grads: bool = False,
   ) -> tuple[Tree, Tree, Tree]:
-    """Losses of a batch without an update, and open-loop videos.
+    """Losses of a batch without an update, and what to look at.
 
-    Takes the arguments of `train`.
+    Takes the arguments of `train`, and:
+
+    Args:
+      grads: Whether the metrics hold the gradient norm of every scaled term
+        of the loss. Costs a backward pass for each.
 
     Returns:
-      The new carry, scalar metrics, and 'openloop/KEY' uint8 [T, H, W, 3] per
-      image key.
+      The new carry, scalar metrics, and arrays: the videos 'openloop/KEY'
+      uint8 [T, H, W, 3] per image key, and 'imagined/return' and
+      'imagined/KEY' per action key, [n] values for histograms.
     """
     carry, obs, last_action = self._contextualize(carry, batch)
     loss_key, video_key = jax.random.split(key)
-    _, (new_carry, _, _, metrics, _) = self._loss(
-      state['params'],
-      state['slow_value'],
-      state['retnorm'],
-      carry,
-      obs,
-      last_action,
-      loss_key,
-    )
+
+    def terms_fn(params):
+      _, aux = self._loss(
+        params,
+        state['slow_value'],
+        state['retnorm'],
+        carry,
+        obs,
+        last_action,
+        loss_key,
+      )
+      return self._scale(aux[-1][0]), aux
+
+    norms: Tree = {}
+    if grads:
+      norms, aux = gradients.norms(terms_fn, state['params'])
+    else:
+      _, aux = terms_fn(state['params'])
+    new_carry, _, _, metrics, (_, _, imagined) = aux
+    metrics |= {f'grad_norm/{k}': v for k, v in norms.items()}
     videos = openloop.videos(
       self._model(state['params']),
       self._unpack(carry)[0],
@@ -217,7 +240,8 @@ class Agent:
       spaces.concat(self.act_space, last_action),
       video_key,
     )
-    return new_carry, metrics, videos
+    values = {f'imagined/{k}': v.ravel() for k, v in imagined.items()}
+    return new_carry, metrics, {**videos, **values}
 
   def _contextualize(
     self, carry: Tree, batch: Batch
@@ -266,7 +290,7 @@ class Agent:
     states, terms, metrics = self._world_model(
       model, start, obs, last_action, keys[0]
     )
-    actor_terms, returns, retnorm, actor_metrics = self._actor_critic(
+    actor_terms, imagined, retnorm, actor_metrics = self._actor_critic(
       params, slow_value, retnorm, states, keys[1]
     )
     terms |= actor_terms
@@ -276,24 +300,26 @@ class Agent:
       obs['is_last'],
       obs['is_terminal'],
       obs['reward'],
-      returns[0].reshape(batch, length),
+      imagined['return'][0].reshape(batch, length),
       model.value(feat),
       self._slow(slow_value)(sg(feat)),
       self.config,
     )
-    scales = self.config.loss_scales
-    means = {k: v.mean() for k, v in terms.items()}
-    loss = sum(
-      getattr(scales, k.partition('/')[0]) * v for k, v in means.items()
-    )
+    loss: Any = sum(self._scale(terms).values())
     action = {k: obs[k] for k in self.act_space}
     latents = self._pack(states, {})
     carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
     latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
     metrics |= actor_metrics
-    metrics |= {f'loss/{k}': v for k, v in means.items()}
+    metrics |= {f'loss/{k}': v.mean() for k, v in terms.items()}
     metrics['loss/total'] = loss
-    return loss, (carry, latents, retnorm, metrics, (terms, states))
+    extra = (terms, states, imagined)
+    return loss, (carry, latents, retnorm, metrics, extra)
+
+  def _scale(self, terms: Tree) -> Tree:
+    """The scaled mean of each term."""
+    scale = lambda k: getattr(self.config.loss_scales, k.partition('/')[0])
+    return {k: scale(k) * v.mean() for k, v in terms.items()}
 
   def _world_model(self, model, start, obs, last_action, key):
     """Posterior states of a batch and the losses of the world model."""
@@ -345,7 +371,7 @@ class Agent:
       retnorm,
       self.config,
     )
-    return terms, returns, retnorm, metrics
+    return terms, {**actions, 'return': returns}, retnorm, metrics
 
   def _slow(self, slow_value: Tree) -> ScalarHead:
     return nnx.merge(self._graphs['value'], slow_value)
@@ -374,6 +400,8 @@ class Agent:
     new['step'] = state['step'] + 1
     new['skipped'] = state['skipped'] + (1 - finite.astype(jnp.int32))
     metrics = {
+      **{f'opt/update_rms/{k}': rms(v) for k, v in updates.items()},
+      **{f'opt/param_rms/{k}': rms(v) for k, v in params.items()},
       'opt/grad_norm': optax.tree.norm(grads),
       'opt/update_rms': rms(updates),
       'opt/param_rms': rms(params),

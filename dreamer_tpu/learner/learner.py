@@ -44,6 +44,7 @@ class Learner:
     sharding_rules: Mesh axis per logical axis.
     batch_size: Rows of the global batch.
     seed: Of parameters and training.
+    report_grads: Whether reports tell the gradient norm of every loss term.
   """
 
   def __init__(
@@ -54,9 +55,16 @@ class Learner:
     *,
     batch_size: int,
     seed: int,
+    report_grads: bool = False,
   ):
     self.agent = agent
-    self.steps = Steps(agent, mesh, sharding_rules, batch_size=batch_size)
+    self.steps = Steps(
+      agent,
+      mesh,
+      sharding_rules,
+      batch_size=batch_size,
+      report_grads=report_grads,
+    )
     self.shardings = self.steps.shardings
     self.abstract = self.steps.abstract
     self.state: Tree = {}
@@ -105,15 +113,15 @@ class Learner:
   def report(
     self, parts: Sequence[Tree], count: int
   ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Losses without an update, and videos; waits for them.
+    """Losses without an update, videos and histograms; waits for them.
 
     Args:
       parts: Consecutive parts of one batch, from `put`.
       count: Number of the report, for its random numbers.
 
     Returns:
-      Scalars, averaged over the parts, and uint8 [T, H, W, 3] per video of
-      the first one.
+      Scalars, averaged over the parts, and arrays of the first one: uint8
+      [T, H, W, 3] per video, [n] per histogram.
     """
     carry = self.steps.new_carry()
     number = self._scalar(np.int32(count))

@@ -38,7 +38,7 @@ class Steps:
     new_carry: () -> carry.
     train: state, carry, batch, seed -> state, carry, latents, metrics; the
       first two are donated and leave with the sharding they came with.
-    report: state, carry, batch, seed, count -> carry, metrics, videos.
+    report: state, carry, batch, seed, count -> carry, metrics, arrays.
     publish: params -> the policy's weights in the compute dtype.
   """
 
@@ -49,9 +49,11 @@ class Steps:
     sharding_rules: Mapping[str, str | None],
     *,
     batch_size: int,
+    report_grads: bool = False,
   ):
     self.agent = agent
     self._batch_size = batch_size
+    self._report_grads = report_grads
     self.rows = rows = rules.batch(mesh)
     self.whole = whole = rules.replicated(mesh)
     rules.check(mesh, sharding_rules, agent.variables)
@@ -111,7 +113,9 @@ class Steps:
 
   def _report(self, state, carry, batch, seed, count):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
-    return self.agent.report(self._gather(state), carry, batch, key)
+    return self.agent.report(
+      self._gather(state), carry, batch, key, grads=self._report_grads
+    )
 
   def _gather(self, state):
     networks = {

@@ -83,6 +83,7 @@ def learner(config: ConfigDict, agent: Agent) -> Learner:
     config.sharding.rules,
     batch_size=config.batch_size,
     seed=config.seed,
+    report_grads=config.run.report_grads,
   )
 
 

@@ -42,7 +42,7 @@ def first(numbers):
   (loss, aux), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
     state['params']
   )
-  terms, states = aux[-1]
+  terms, states, _ = aux[-1]
   return loss, terms, states, traverse_util.flatten_dict(grads, sep='/')
 
 

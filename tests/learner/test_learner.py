@@ -263,14 +263,36 @@ def test_parameter_counts(bench, learner):
 def test_report_changes_nothing_and_repeats(bench, learner):
   before = small.flat(learner.state)
   parts = [bench.put(seed=1), bench.put(seed=2, consec=1)]
-  metrics, videos = learner.report(parts, 7)
+  metrics, arrays = learner.report(parts, 7)
   again, _ = learner.report(parts, 7)
   other, _ = learner.report(parts, 8)
   assert metrics == again
   assert metrics['loss/total'] != other['loss/total']
-  assert videos == {}
+  assert set(arrays) == {f'imagined/{k}' for k in ('return', 'move', 'tool')}
   for name, value in small.flat(learner.state).items():
     np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_histograms_are_of_what_was_imagined(bench, learner):
+  metrics, arrays = learner.report([bench.put()], 0)
+  starts, horizon = small.ROWS * small.STEPS, small.config().imag_length
+  returns = arrays['imagined/return']
+  assert returns.shape == (starts * horizon,)
+  assert returns.mean() == pytest.approx(metrics['ret/mean'], abs=1e-5)
+  assert arrays['imagined/move'].shape == (starts * (horizon + 1) * 2,)
+  assert set(arrays['imagined/tool']) == set(range(4))
+
+
+def test_sizes_of_parameters_and_updates_by_module(bench, learner):
+  before = jax.device_get(learner.state['params'])
+  metrics = bench.step().metrics
+  flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+  for module, params in jax.device_get(learner.state['params']).items():
+    new, old = flat(params), flat(before[module])
+    for name, value in (('param', new), ('update', new - old)):
+      rms = np.sqrt(np.mean(np.square(value, dtype=np.float64)))
+      actual = metrics[f'opt/{name}_rms/{module}']
+      assert actual == pytest.approx(rms, rel=1e-3), (name, module)
 
 
 def test_bfloat16_weights_and_latents():
