@@ -13,8 +13,9 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl, video
 from dreamer_tpu.metrics.tensorboard import TensorBoard
 from dreamer_tpu.metrics.terminal import View
+from dreamer_tpu.metrics.wandb_run import WandbRun
 
-OUTPUTS = ('log', 'jsonl', 'tensorboard')
+OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
 
 
 class Writers:
@@ -25,10 +26,10 @@ class Writers:
     as videos/NAME.gif.
   - 'tensorboard': event files with scalars, histograms, images, videos and
     the configuration as hyper-parameters.
+  - 'wandb': the same to Weights & Biases, if it is installed.
 
-  TensorBoard and videos are written by one background thread. What fails
-  there is raised by the next call. Workers of environments that are forked
-  (not spawned) should be started before, as TensorFlow is imported on it.
+  All but the terminal and the lines of JSON is written by one background
+  thread. What fails there is raised by the next call.
 
   Use it as a context manager, or call `close` at the end.
   """
@@ -65,14 +66,12 @@ class Writers:
     self._closed = False
     self.view = view or View(enabled='log' in outputs)
     try:
-      self._open(outputs, resume_step)
+      self._open(outputs, resume_step, config)
     except OSError as e:
       raise UserError(
         f'logdir {str(logdir)!r} cannot be written '
         f'({e.strerror or e}); choose another --logdir'
       ) from e
-    if self._tensorboard and config is not None:
-      self._tensorboard.hparams(flatten(config))
 
   def write(
     self, step: int, metrics: Mapping[str, Any], *, frames: int, update: int
@@ -105,6 +104,8 @@ class Writers:
     if self._tensorboard:
       self._tensorboard.write(step, metrics)
       self._tensorboard.flush()
+    if self._wandb:
+      self._wandb.write(step, metrics)
 
   def score(self, step: int, score: float, length: int, mode: str) -> None:
     """Writes one finished episode to scores.jsonl.
@@ -144,6 +145,8 @@ class Writers:
     self._closed = True
     if self._tensorboard:
       self._tensorboard.close()
+    if self._wandb:
+      self._wandb.close()
     self._thread.shutdown(wait=True)
     if self._files:
       self._metrics.close()
@@ -156,7 +159,9 @@ class Writers:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _open(self, outputs: Sequence[str], resume_step: int | None) -> None:
+  def _open(
+    self, outputs: Sequence[str], resume_step: int | None, config: Any
+  ) -> None:
     self._logdir.mkdir(parents=True, exist_ok=True)
     if self._files:
       self._metrics = jsonl.JsonLines(
@@ -168,6 +173,13 @@ class Writers:
     self._tensorboard = None
     if 'tensorboard' in outputs:
       self._tensorboard = TensorBoard(self._logdir, self._submit, resume_step)
+      if config is not None:
+        self._tensorboard.hparams(flatten(config))
+    self._wandb = None
+    if 'wandb' in outputs:
+      nested = config.to_dict() if hasattr(config, 'to_dict') else config
+      self._wandb = WandbRun(self._logdir, self._submit, nested or {})
+      self.view.status(f'Weights & Biases: {self._wandb.place}')
 
   def _submit(
     self, function: Callable[..., Any], *args: Any

@@ -25,7 +25,7 @@ CHOICES = {
   'env.atari.actions': ('all', 'needed'),
 }
 
-OUTPUTS = ('log', 'jsonl', 'tensorboard')
+OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
 
 # The smallest valid value of a number.
 MINIMUM: dict[str, float] = {
