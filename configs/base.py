@@ -37,7 +37,10 @@ def base() -> ml_collections.ConfigDict:
 
 
 def _run() -> dict[str, Any]:
-  """Of every *_every: 0 is never, negative is at every update."""
+  """Of every *_every: 0 is never, negative is at every update.
+
+  profile: updates to trace, such as '100:120'.
+  """
   return dict(
     steps=10_000_000_000,
     train_ratio=32.0,
@@ -49,6 +52,7 @@ def _run() -> dict[str, Any]:
     save_every=900.0,
     report_batches=1,
     report_grads=False,
+    profile='',
     from_checkpoint='',
     from_checkpoint_regex='.*',
   )

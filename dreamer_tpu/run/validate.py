@@ -124,6 +124,7 @@ def validate(config: Any) -> None:
   _mesh(config.mesh)
   _agent(config.agent)
   _replay(config)
+  _profile(config.run.profile)
   if config.script == 'eval_only' and not config.run.from_checkpoint:
     raise UserError(
       "script='eval_only' needs an agent; name the logdir of a run, or a "
@@ -230,6 +231,14 @@ def _image(key: str, size: tuple[int, ...], stages: int) -> None:
       f'{key}={size} does not suit the encoder: height and width must be '
       f'multiples of {factor} from {3 * factor} to {16 * factor}; the nearest '
       f'is {near}.'
+    )
+
+
+def _profile(updates: str) -> None:
+  match = re.fullmatch(r'(\d+):(\d+)', updates)
+  if updates and not (match and int(match[1]) < int(match[2])):
+    raise UserError(
+      f"run.profile='{updates}' is not a range of updates, such as '100:120'."
     )
 
 

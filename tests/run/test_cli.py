@@ -201,6 +201,8 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('agent.decoder.blocks=7', ['agent.decoder.blocks=7']),
     ('agent.value.bins=254', ['agent.value.bins=254', 'odd']),
     ('agent.opt.schedule=linear', ['decay_steps=0', 'warmup=1000']),
+    ('run.profile=100', ["'100'", "'100:120'"]),
+    ('run.profile=7:7', ["'7:7'", "'100:120'"]),
     ('mesh.model=0', ['mesh.model=0', '-1']),
     ('mesh.model=-1', ['only one']),
     ('run.from_checkpoint_regex=(', ["'('", 'regular expression']),
