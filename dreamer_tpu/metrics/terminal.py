@@ -52,12 +52,13 @@ class View:
       metrics: Under the names of the log; the score, the speeds and the
         losses are picked out where they are there.
     """
+    # What a narrow terminal cuts off are the losses.
     parts = [
       f'step {number(step)}/{number(total)} ({percent(step, total)})',
+      f'left {self._left(step, total)}',
       *_speeds(metrics),
       *_scores(metrics),
       *_losses(metrics),
-      f'left {self._left(step, total)}',
     ]
     line = f'[{duration(self._elapsed())}] ' + ' | '.join(parts)
     self._print(line, rewrite=True)

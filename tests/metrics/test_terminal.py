@@ -39,10 +39,10 @@ def test_view_in_a_file():
   assert '\x1b' not in text
   lines = text.splitlines()
   assert lines[1].endswith(
-    'step 12.3k/1M (1.2%) | 312.4 steps/s | score 187.2 | '
-    'loss dyn 1.23 image 34.2 | left ?'
+    'step 12.3k/1M (1.2%) | left ? | 312.4 steps/s | score 187.2 | '
+    'loss dyn 1.23 image 34.2'
   )
-  assert lines[2].endswith('left 0s')
+  assert '(50%) | left 0s |' in lines[2]
   assert 'done: 1,000,000 steps, 31,250 updates' in lines[3]
   assert 'learning 50%  acting 25%  (goodput 90%)' in text
   assert 'runs/a' in lines[-1]
@@ -59,6 +59,19 @@ def test_view_on_a_terminal_rewrites(monkeypatch):
   assert text.count('\n') == 2
   assert text.count('\r\x1b[2K') == 3
   assert max(map(len, re.split(r'\r\x1b\[2K|\n', text))) < 60
+
+
+def test_time_left_is_that_of_the_recent_rate():
+  stream = io.StringIO()
+  view = terminal.View(stream)
+  view.progress(0, 10_000, {})
+  time.sleep(1)  # a compiler, for example
+  for index in range(1, 12):
+    view.progress(100 * index, 10_000, {})
+    time.sleep(0.02)
+  # 89 times 20 ms, where the whole time would give 10 seconds.
+  last = stream.getvalue().splitlines()[-1]
+  assert 1 <= int(re.search(r'left (\d+)s', last)[1]) <= 4
 
 
 def test_view_without_the_log_output(capsys):
