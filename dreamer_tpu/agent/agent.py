@@ -1,7 +1,7 @@
 """The agent: pure functions from states and batches to new states."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -155,7 +155,13 @@ class Agent:
     return carry, action, latents
 
   def train(
-    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array | None
+    self,
+    state: Tree,
+    carry: Tree,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    whole: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> tuple[Tree, Tree, Tree, Tree]:
     """One update of all networks.
 
@@ -166,6 +172,8 @@ class Agent:
         is_terminal, the latents if K > 0, and `consec` int32 [B], 0 where a
         sequence starts; K = `context`.
       key: PRNG key, or None to take modes.
+      whole: Puts an array that is split over devices on all of them, so that
+        what follows needs no communication.
 
     Returns:
       The new state and carry, the fresh latents [B, T, ...] to write back,
@@ -182,6 +190,7 @@ class Agent:
         obs,
         last_action,
         key,
+        whole,
       )
 
     (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'])
@@ -281,7 +290,15 @@ class Agent:
     return sg({'deter': state['deter'], 'stoch': stoch, 'action': action})
 
   def _loss(
-    self, params, slow_value, retnorm, carry, obs, last_action, key
+    self,
+    params,
+    slow_value,
+    retnorm,
+    carry,
+    obs,
+    last_action,
+    key,
+    whole=lambda x: x,
   ) -> tuple[jax.Array, tuple]:
     """The scaled sum of all terms, and what goes along with it."""
     model = self._model(params)
@@ -291,7 +308,7 @@ class Agent:
       model, start, obs, last_action, keys[0]
     )
     actor_terms, imagined, retnorm, actor_metrics = self._actor_critic(
-      params, slow_value, retnorm, states, keys[1]
+      params, slow_value, retnorm, states, keys[1], whole
     )
     terms |= actor_terms
     batch, length = obs['is_first'].shape
@@ -341,7 +358,7 @@ class Agent:
     terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
     return states, terms, metrics
 
-  def _actor_critic(self, params, slow_value, retnorm, states, key):
+  def _actor_critic(self, params, slow_value, retnorm, states, key, whole):
     """Losses of actor and critic in imagination from every replayed state."""
     model = self._model(params)
     start = {
@@ -370,6 +387,7 @@ class Agent:
       self._slow(slow_value)(feats),
       retnorm,
       self.config,
+      whole,
     )
     return terms, {**actions, 'return': returns}, retnorm, metrics
 

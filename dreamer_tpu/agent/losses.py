@@ -1,6 +1,6 @@
 """The terms of the loss (Section 'Methods' of the paper)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -51,6 +51,7 @@ def imagination(
   slow: TwoHot,
   retnorm: normalizer.State,
   config: Any,
+  whole: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[Losses, jax.Array, normalizer.State, Metrics]:
   """Actor and critic losses on imagined trajectories (Eqs. 7, 8, 11).
 
@@ -65,6 +66,7 @@ def imagination(
     slow: Slow critic at the features.
     retnorm: State of the return normalizer.
     config: `agent` of the configuration.
+    whole: Puts an array that is split over devices on all of them.
 
   Returns:
     `policy` and `value` losses [H, N], returns [H, N], the new normalizer
@@ -79,8 +81,9 @@ def imagination(
     last.T, 1 - cont.T, reward.T, target.T, 1.0, config.lam
   ).T
   norm = config.retnorm
+  everywhere = whole(sg(returns))
   retnorm = normalizer.update(
-    retnorm, returns, rate=norm.rate, low=norm.low, high=norm.high
+    retnorm, everywhere, rate=norm.rate, low=norm.low, high=norm.high
   )
   scale = normalizer.scale(retnorm, norm.limit)
   advantage = sg((returns - target[:-1]) / scale)
@@ -92,15 +95,18 @@ def imagination(
   value = TwoHot(logits=value.logits[:-1])
   losses['value'] = weight[:-1] * value_loss(value, slow_mean[:-1], returns)
   metrics = {
-    'ret/mean': returns.mean(),
-    'ret/min': returns.min(),
-    'ret/max': returns.max(),
+    'ret/mean': everywhere.mean(),
+    'ret/min': everywhere.min(),
+    'ret/max': everywhere.max(),
     'ret/low': retnorm['low'],
     'ret/high': retnorm['high'],
     'ret/scale': scale,
-    'ret/beyond_scale': (jnp.abs(returns) >= scale).mean(),
+    'ret/beyond_scale': (jnp.abs(everywhere) >= scale).mean(),
     'adv/mean': advantage.mean(),
-    'adv/std': advantage.std(),
+    # Both moments in one go: what is split over devices is summed once.
+    'adv/std': jnp.sqrt(
+      jnp.maximum(0, jnp.square(advantage).mean() - advantage.mean() ** 2)
+    ),
     'adv/magnitude': jnp.abs(advantage).mean(),
     'imag/reward': reward.mean(),
     'imag/cont': cont.mean(),

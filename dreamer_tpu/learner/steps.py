@@ -13,13 +13,6 @@ from dreamer_tpu.sharding import rules
 Tree = dict[str, Any]
 # Independent streams of random numbers from one seed.
 INIT, TRAIN, REPORT = range(3)
-# What a step of experience holds besides observation, action and latents.
-FLAGS = {
-  'reward': 'float32',
-  'is_first': 'bool',
-  'is_last': 'bool',
-  'is_terminal': 'bool',
-}
 
 
 class Steps:
@@ -83,15 +76,10 @@ class Steps:
     """
     agent = self.agent
     carry = jax.eval_shape(lambda: agent.initial_carry(self._batch_size))
-    fields = {k: (v.shape, v.dtype) for k, v in agent.obs_space.items()}
-    fields |= {k: (v.shape, v.dtype) for k, v in agent.act_space.items()}
-    fields |= {k: ((), dtype) for k, dtype in FLAGS.items()}
-    if agent.context:
-      fields |= agent.latent_spec()
     leading = (self._batch_size, agent.context + batch_length)
     batch = {
       k: jax.ShapeDtypeStruct((*leading, *shape), dtype)
-      for k, (shape, dtype) in fields.items()
+      for k, (shape, dtype) in step_spec(agent).items()
     }
     batch['consec'] = jax.ShapeDtypeStruct(leading[:1], jnp.int32)
     carry, batch = jax.tree.map(lambda x: _struct(x, self.rows), (carry, batch))
@@ -104,7 +92,7 @@ class Steps:
   def _train(self, state, carry, batch, seed):
     key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
     state, carry, latents, metrics = self.agent.train(
-      self._gather(state), carry, batch, key
+      self._gather(state), carry, batch, key, whole=self._everywhere
     )
     # One vector is one transfer.
     self.metrics = sorted(metrics)
@@ -119,14 +107,30 @@ class Steps:
 
   def _gather(self, state):
     networks = {
-      k: rules.gather(state[k], self.shardings[k])
+      k: rules.gather(state[k], self.shardings[k], self.agent.dtype)
       for k in ('params', 'slow_value')
     }
     return {**state, **networks}
 
+  def _everywhere(self, x):
+    return jax.lax.with_sharding_constraint(x, self.whole)
+
   def _publish(self, params):
     used = {k: params[k] for k in ('encoder', 'rssm', 'policy')}
     return jax.tree.map(lambda x: x.astype(self.agent.dtype), used)
+
+
+def step_spec(agent: Agent) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Shape and dtype of everything that replay stores with every step."""
+  spaces = {**agent.obs_space, **agent.act_space}
+  return {
+    **{k: (v.shape, v.dtype) for k, v in spaces.items()},
+    'reward': ((), 'float32'),
+    'is_first': ((), 'bool'),
+    'is_last': ((), 'bool'),
+    'is_terminal': ((), 'bool'),
+    **agent.latent_spec(),
+  }
 
 
 def _struct(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,6 @@
 """The parts of a run, made from its configuration."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import gymnasium
 import jax
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.envs import VectorEnv, make_vector
 from dreamer_tpu.learner.learner import Learner
+from dreamer_tpu.learner.steps import step_spec
 from dreamer_tpu.replay import Replay
 from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
@@ -89,16 +89,8 @@ def learner(config: ConfigDict, agent: Agent) -> Learner:
 
 def replay(config: ConfigDict, agent: Agent, streams: int) -> Replay:
   """An empty replay for what `streams` environments and the policy produce."""
-  scalars: dict[str, tuple[tuple[int, ...], Any]] = {
-    'reward': ((), 'float32'),
-    'is_first': ((), 'bool'),
-    'is_last': ((), 'bool'),
-    'is_terminal': ((), 'bool'),
-  }
-  spaces = {**agent.obs_space, **agent.act_space}
-  arrays = {k: (v.shape, v.dtype) for k, v in spaces.items()}
   return Replay(
-    {**arrays, **scalars, **agent.latent_spec()},
+    step_spec(agent),
     length=validate.sequence_length(config),
     capacity=config.replay.size,
     chunksize=config.replay.chunksize,

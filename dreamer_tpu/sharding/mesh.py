@@ -1,6 +1,8 @@
 """The device mesh: three axes, host-aligned."""
 
+import collections
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ AXES = ('data', 'fsdp', 'model')
 BATCH = ('data', 'fsdp')
 
 
-def make(config: Any) -> Mesh:
+def make(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over all devices of all processes.
 
   Every process owns whole rows of the batch: `data` spans the hosts, `model`
@@ -22,34 +24,43 @@ def make(config: Any) -> Mesh:
   Args:
     config: `mesh` of the configuration: sizes of `data`, `fsdp`, `model`; one
       of them may be -1, the rest.
+    devices: In place of all devices, such as those of a topology.
 
   Raises:
     UserError: The sizes do not multiply to the number of devices, or a model
       axis would cross hosts.
   """
-  hosts, local = jax.process_count(), jax.local_device_count()
-  data, fsdp, model = _resolve(config, jax.device_count())
+  devices = jax.devices() if devices is None else devices
+  counts = collections.Counter(x.process_index for x in devices)
+  hosts, local = len(counts), max(counts.values())
+  if hosts * local != len(devices):
+    raise UserError(
+      f'{len(devices)} devices are not the same number on each of {hosts} '
+      f'hosts; take a multiple of {local}.'
+    )
+  data, fsdp, model = _resolve(config, len(devices))
   if local % model:
     raise UserError(
       f'mesh.model={model} does not divide the {local} devices of a host; '
       f'choose one of {divisors(local)}.'
     )
-  if data % hosts == 0:
-    shape, across = (data // hosts, fsdp, model), (hosts, 1, 1)
-  elif fsdp % hosts == 0 and data == 1:
-    shape, across = (1, fsdp // hosts, model), (1, hosts, 1)
-  else:
+  over_data = math.gcd(data, hosts)
+  over_fsdp = hosts // over_data
+  if fsdp % over_fsdp:
     raise UserError(
       f'mesh.data={data} and mesh.fsdp={fsdp} do not divide over {hosts} '
       'hosts; make mesh.data a multiple of that number.'
     )
-  devices = mesh_utils.create_hybrid_device_mesh(
+  shape = (data // over_data, fsdp // over_fsdp, model)
+  across = (over_data, over_fsdp, 1)
+  grid = mesh_utils.create_hybrid_device_mesh(
     shape,
     across,
+    devices,
     process_is_granule=True,
     allow_split_physical_axes=True,
   )
-  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:

@@ -91,10 +91,11 @@ def state(
   return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
-def gather(tree: Tree, shardings: Tree) -> Tree:
+def gather(tree: Tree, shardings: Tree, dtype: Any) -> Tree:
   """Parameters as products take them: whole over `fsdp`, inside of a jit.
 
-  Gradients return to the shards. Without this, XLA multiplies by the shards
+  Kernels travel in the compute dtype, each when it is first used; their
+  gradients return to the shards. Without this, XLA multiplies by the shards
   where it thinks that cheaper, and on a mesh of data, fsdp and model it gets
   the gradients of a dense layer's inputs wrong (JAX 0.10.2, both
   partitioners).
@@ -102,12 +103,13 @@ def gather(tree: Tree, shardings: Tree) -> Tree:
   Args:
     tree: Parameters.
     shardings: Theirs, a tree of the same structure.
+    dtype: In which products are computed.
   """
-  return jax.tree.map(_gather, tree, shardings)
+  return jax.tree.map(lambda x, s: _gather(x, s, dtype), tree, shardings)
 
 
-def _gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-  if 'fsdp' not in sharding.spec:
+def _gather(x: jax.Array, sharding: NamedSharding, dtype: Any) -> jax.Array:
+  if 'fsdp' not in sharding.spec or sharding.mesh.shape['fsdp'] == 1:
     return x
   spec = PartitionSpec(*[a if a != 'fsdp' else None for a in sharding.spec])
   whole = NamedSharding(sharding.mesh, spec)
@@ -120,7 +122,7 @@ def _gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return (jax.lax.with_sharding_constraint(grad, sharding),)
 
   use.defvjp(lambda x: (use(x), None), backward)
-  return use(x)
+  return use(x.astype(dtype) if x.ndim > 1 else x)
 
 
 def _spec(mesh, rules, variable) -> PartitionSpec:

@@ -103,7 +103,7 @@ def test_gathered_weights_have_gradients_in_shards(shape):
   kernel = np.arange(128, dtype=np.float32).reshape(16, 8)
 
   def loss(tree):
-    whole = rules.gather(tree, {'w': sharding})['w']
+    whole = rules.gather(tree, {'w': sharding}, kernel.dtype)['w']
     return (whole**2).sum()
 
   grad = jax.jit(jax.grad(loss))({'w': jax.device_put(kernel, sharding)})['w']
