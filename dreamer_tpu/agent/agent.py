@@ -10,7 +10,6 @@ import optax
 from flax import nnx
 
 from dreamer_tpu.agent import (
-  gradients,
   imagination,
   losses,
   normalizer,
@@ -199,21 +198,11 @@ class Agent:
     return new, carry, latents, {**metrics, **opt_metrics}
 
   def report(
-    self,
-    state: Tree,
-    carry: Tree,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    grads: bool = False,
+    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
   ) -> tuple[Tree, Tree, Tree]:
     """Losses of a batch without an update, and what to look at.
 
-    Takes the arguments of `train`, and:
-
-    Args:
-      grads: Whether the metrics hold the gradient norm of every scaled term
-        of the loss. Costs a backward pass for each.
+    Takes the arguments of `train`.
 
     Returns:
       The new carry, scalar metrics, and arrays: the videos 'openloop/KEY'
@@ -223,25 +212,15 @@ class Agent:
     carry, obs, last_action = self._contextualize(carry, batch)
     loss_key, video_key = jax.random.split(key)
 
-    def terms_fn(params):
-      _, aux = self._loss(
-        params,
-        state['slow_value'],
-        state['retnorm'],
-        carry,
-        obs,
-        last_action,
-        loss_key,
-      )
-      return self._scale(aux[-1][0]), aux
-
-    norms: Tree = {}
-    if grads:
-      norms, aux = gradients.norms(terms_fn, state['params'])
-    else:
-      _, aux = terms_fn(state['params'])
-    new_carry, _, _, metrics, (_, _, imagined) = aux
-    metrics |= {f'grad_norm/{k}': v for k, v in norms.items()}
+    _, (new_carry, _, _, metrics, (_, _, imagined)) = self._loss(
+      state['params'],
+      state['slow_value'],
+      state['retnorm'],
+      carry,
+      obs,
+      last_action,
+      loss_key,
+    )
     videos = openloop.videos(
       self._model(state['params']),
       self._unpack(carry)[0],
@@ -251,6 +230,34 @@ class Agent:
     )
     values = {f'imagined/{k}': v.ravel() for k, v in imagined.items()}
     return new_carry, metrics, {**videos, **values}
+
+  def gradient_norm(
+    self, state: Tree, carry: Tree, batch: Batch, key: jax.Array, term: Any
+  ) -> jax.Array:
+    """The norm, over all parameters, of the gradient of one scaled term.
+
+    Takes the arguments of `report` and sees the same losses, and:
+
+    Args:
+      term: int32, which one of the sorted names of terms.
+    """
+    carry, obs, last_action = self._contextualize(carry, batch)
+    loss_key, _ = jax.random.split(key)
+
+    def loss_fn(params):
+      _, aux = self._loss(
+        params,
+        state['slow_value'],
+        state['retnorm'],
+        carry,
+        obs,
+        last_action,
+        loss_key,
+      )
+      scaled = self._scale(aux[-1][0])
+      return jnp.stack([scaled[k] for k in sorted(scaled)])[term]
+
+    return optax.tree.norm(jax.grad(loss_fn)(state['params']))
 
   def _contextualize(
     self, carry: Tree, batch: Batch

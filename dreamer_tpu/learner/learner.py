@@ -58,13 +58,8 @@ class Learner:
     report_grads: bool = False,
   ):
     self.agent = agent
-    self.steps = Steps(
-      agent,
-      mesh,
-      sharding_rules,
-      batch_size=batch_size,
-      report_grads=report_grads,
-    )
+    self.steps = Steps(agent, mesh, sharding_rules, batch_size=batch_size)
+    self._report_grads = report_grads
     self.shardings = self.steps.shardings
     self.abstract = self.steps.abstract
     self.state: Tree = {}
@@ -127,12 +122,26 @@ class Learner:
     number = self._scalar(np.int32(count))
     results = []
     for part in parts:
-      carry, *result = self.steps.report(
-        self.state, carry, part, self._seed, number
-      )
-      results.append(jax.device_get(result))
+      inputs = (self.state, carry, part, self._seed, number)
+      carry, *result = self.steps.report(*inputs)
+      metrics, shown = jax.device_get(result)
+      if self._report_grads:
+        metrics |= self._gradient_norms(metrics, inputs)
+      results.append((metrics, shown))
     mean = lambda *xs: float(np.mean(xs))
     return jax.tree.map(mean, *(r[0] for r in results)), results[0][1]
+
+  def _gradient_norms(self, metrics: Tree, inputs: tuple) -> Tree:
+    """'grad_norm/TERM' of every term in the metrics of a report."""
+    names = sorted(k for k in metrics if k.startswith('loss/'))
+    names.remove('loss/total')
+    norms = {
+      name.replace('loss', 'grad_norm', 1): self.steps.gradient_norm(
+        *inputs, self._scalar(np.int32(term))
+      )
+      for term, name in enumerate(names)
+    }
+    return jax.device_get(norms)
 
   def publish(self) -> Tree:
     """A copy of the policy's weights in the compute dtype, on one device."""

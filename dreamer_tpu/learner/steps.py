@@ -32,6 +32,8 @@ class Steps:
     train: state, carry, batch, seed -> state, carry, latents, metrics; the
       first two are donated and leave with the sharding they came with.
     report: state, carry, batch, seed, count -> carry, metrics, arrays.
+    gradient_norm: state, carry, batch, seed, count, term -> norm, of the
+      loss term that `report` has under that number.
     publish: params -> the policy's weights in the compute dtype.
   """
 
@@ -42,11 +44,9 @@ class Steps:
     sharding_rules: Mapping[str, str | None],
     *,
     batch_size: int,
-    report_grads: bool = False,
   ):
     self.agent = agent
     self._batch_size = batch_size
-    self._report_grads = report_grads
     self.rows = rows = rules.batch(mesh)
     self.whole = whole = rules.replicated(mesh)
     rules.check(mesh, sharding_rules, agent.variables)
@@ -66,6 +66,7 @@ class Steps:
       out_shardings=(self.shardings, rows, rows, whole),
     )
     self.report = jax.jit(self._report, out_shardings=(rows, whole, whole))
+    self.gradient_norm = jax.jit(self._gradient_norm, out_shardings=whole)
     self.publish = jax.jit(self._publish, out_shardings=whole)
 
   def train_arguments(self, batch_length: int) -> tuple[Tree, Tree, Tree, Any]:
@@ -101,9 +102,12 @@ class Steps:
 
   def _report(self, state, carry, batch, seed, count):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
-    return self.agent.report(
-      self._gather(state), carry, batch, key, grads=self._report_grads
-    )
+    return self.agent.report(self._gather(state), carry, batch, key)
+
+  def _gradient_norm(self, state, carry, batch, seed, count, term):
+    key = jax.random.fold_in(_stream(seed, REPORT), count)
+    state = self._gather(state)
+    return self.agent.gradient_norm(state, carry, batch, key, term)
 
   def _gather(self, state):
     networks = {

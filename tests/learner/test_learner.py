@@ -283,6 +283,34 @@ def test_histograms_are_of_what_was_imagined(bench, learner):
   assert set(arrays['imagined/tool']) == set(range(4))
 
 
+def test_gradient_norms_of_the_terms(bench, learner, monkeypatch):
+  monkeypatch.setattr(learner, '_report_grads', True)
+  metrics, _ = learner.report([bench.put()], 3)
+  terms = {k[len('loss/') :] for k in metrics if k.startswith('loss/')}
+  norms = {k for k in metrics if k.startswith('grad_norm/')}
+  assert norms == {f'grad_norm/{k}' for k in terms - {'total'}}
+  checked = ('dyn', 'decoder/speed', 'policy')
+
+  @jax.jit
+  @jax.grad
+  def gradient(params, weights):
+    state = {**learner.state, 'params': params}
+    carry = learner.steps.new_carry()
+    count = np.int32(3)
+    inputs = (state, carry, bench.put(), learner._seed, count)
+    _, metrics, _ = learner.steps.report(*inputs)
+    return sum(weights[k] * metrics[f'loss/{k}'] for k in checked)
+
+  scales = small.config().loss_scales
+  for name in checked:
+    weights = {k: float(k == name) for k in checked}
+    grads = gradient(learner.state['params'], weights)
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(grads)))
+    expected = scales[name.split('/')[0]] * norm
+    assert metrics[f'grad_norm/{name}'] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
+
+
 def test_sizes_of_parameters_and_updates_by_module(bench, learner):
   before = jax.device_get(learner.state['params'])
   metrics = bench.step().metrics
