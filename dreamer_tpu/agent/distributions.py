@@ -68,13 +68,12 @@ class Categorical:
     last = self.logp.shape[-1] - 1  # rounding may leave the sum below 1
     return jnp.minimum(below.sum(-1, dtype=jnp.int32), last)
 
-  def straight_through(self, noise: jax.Array | None) -> jax.Array:
+  def straight_through(self, index: jax.Array) -> jax.Array:
     """One-hot float32 [..., classes] with the gradient of the probabilities.
 
     Args:
-      noise: As of `choose`.
+      index: int32 [...] classes, from `choose`.
     """
-    index = self.choose(noise)
     hard = jax.nn.one_hot(index, self.logp.shape[-1], dtype=f32)
     return hard + (self.probs - jax.lax.stop_gradient(self.probs))
 

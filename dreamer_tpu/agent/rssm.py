@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import layers
+from dreamer_tpu.agent import layers, recurrence
 from dreamer_tpu.agent.distributions import Categorical
 
 State = dict[str, jax.Array]
@@ -96,25 +96,36 @@ class RSSM(nnx.Module):
     """
     chex.assert_rank([tokens, action, reset], [3, 3, 2])
     action = action * ~reset[..., None]
-    action_part = self._action_part(action)
-    token_part = self._token_part(tokens)
     shape = (*tokens.shape[:2], self.stoch[0])
     noise = None if key is None else jax.random.uniform(key, shape)
-
-    def step(state, inputs):
-      action_part, token_part, keep, noise = inputs
-      deter = state['deter'] * keep[:, None]
-      stoch = state['stoch'] * keep[:, None, None]
-      deter = self._recur(deter, stoch, action_part)
-      post = self._posterior(deter, token_part)
-      stoch = post.straight_through(noise)
-      state = {'deter': deter, 'stoch': stoch.astype(self.dtype)}
-      return state, {**state, 'logp': post.logp}
-
-    keep = (~reset).astype(self.dtype)
-    inputs = jax.tree.map(time_first, (action_part, token_part, keep, noise))
-    state, states = jax.lax.scan(step, state, inputs)
-    return state, jax.tree.map(time_first, states)
+    action_part, token_part, keep, noise = jax.tree.map(
+      time_first,
+      (
+        self._action_part(action),
+        self._token_part(tokens),
+        (~reset).astype(self.dtype),
+        noise,
+      ),
+    )
+    deter, logits, index = recurrence.observe(
+      self.stoch[1],
+      self.unimix,
+      self._weights(),
+      state['deter'],
+      flatten(state['stoch']),
+      recurrence.Inputs(
+        action=self._by_block(action_part),
+        token=token_part,
+        keep=keep,
+        noise=noise,
+      ),
+    )
+    deter, logits, index = map(time_first, (deter, logits, index))
+    post = self._categorical(logits)
+    stoch = post.straight_through(index).astype(self.dtype)
+    states = {'deter': deter, 'stoch': stoch, 'logp': post.logp}
+    last = {'deter': deter[:, -1], 'stoch': stoch[:, -1]}
+    return last, states
 
   def imagine_step(
     self, state: State, action: jax.Array, key: jax.Array | None
@@ -126,8 +137,9 @@ class RSSM(nnx.Module):
       action: float32 [B, A] taken in it.
       key: PRNG key, or None to take modes.
     """
-    deter = self._recur(
-      state['deter'], state['stoch'], self._action_part(action)
+    (action_part,) = self._by_block(self._action_part(action)[None])
+    deter, _ = recurrence.transition(
+      self._weights(), state['deter'], flatten(state['stoch']), action_part
     )
     prior = self.prior_of(deter)
     index = prior.sample(key)
@@ -152,7 +164,7 @@ class RSSM(nnx.Module):
     action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
     x = self.in_action(action.astype(self.dtype))
     kernel = self._hidden_kernels()[2]
-    bias = self._hidden(0).bias[...].astype(self.dtype)
+    bias = self.hidden0.bias[...].astype(self.dtype)
     return shared_product(x, kernel) + bias
 
   def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -160,55 +172,63 @@ class RSSM(nnx.Module):
 
     Every block sees its own slice of `deter` and all of the three inputs.
     """
-    kernel = self._hidden(0).kernel[...].astype(self.dtype)
+    kernel = self.hidden0.kernel[...].astype(self.dtype)
     own = self.deter // self.blocks
     cuts = [own, own + 2 * self.hidden]
     own_kernel, shared, action = jnp.split(kernel, cuts, axis=1)
     return own_kernel, shared, action
 
-  def _hidden(self, i: int) -> layers.BlockLinear:
-    return getattr(self, f'hidden{i}')
-
-  def _recur(
-    self, deter: jax.Array, stoch: jax.Array, action_part: jax.Array
-  ) -> jax.Array:
-    """The block GRU (Appendix B): `deter` [B, D] of the next step.
-
-    Between its two ends everything has the blocks first, [g, B, D / g].
-    """
-    state = jnp.concatenate(
-      [self.in_deter(deter), self.in_stoch(flatten(stoch))], -1
-    )
+  def _weights(self) -> recurrence.Weights:
+    """What the recurrence takes of the parameters, in the compute dtype."""
     own, shared, _ = self._hidden_kernels()
-    deter = layers.to_blocks(deter, self.blocks)
-    x = layers.block_product(deter, own) + jnp.einsum(
-      'bi,gio->gbo', state, shared
+    first = self.post.layer(0)
+    dense = lambda linear, norm: recurrence.Dense(
+      *self._linear(linear), scale=norm.scale[...]
     )
-    x = self._activate(0, x + layers.to_blocks(action_part, self.blocks))
-    for i in range(1, self.dyn_layers):
-      x = self._activate(i, self._hidden(i).by_block(x))
-    reset, candidate, update = jnp.split(self.gru.by_block(x), 3, -1)
-    candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
-    update = jax.nn.sigmoid(update - 1)
-    return layers.from_blocks(update * candidate + (1 - update) * deter)
+    by_block = lambda linear, norm: recurrence.Dense(
+      *self._block_linear(linear), scale=self._block_scale(norm)
+    )
+    return recurrence.Weights(
+      deter=dense(self.in_deter.linear, self.in_deter.norm),
+      stoch=dense(self.in_stoch.linear, self.in_stoch.norm),
+      own=own,
+      shared=shared,
+      hidden_scale=self._block_scale(self.hidden0_norm),
+      hidden=tuple(
+        by_block(getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm'))
+        for i in range(1, self.dyn_layers)
+      ),
+      gates=self._block_linear(self.gru),
+      post=first.linear.kernel[...][: self.deter].astype(self.dtype),
+      post_scale=first.norm.scale[...],
+      post_rest=tuple(
+        dense(x.linear, x.norm)
+        for x in map(self.post.layer, range(1, self.post.layers))
+      ),
+      logits=self._linear(self.post_logits),
+    )
 
-  def _activate(self, layer: int, x: jax.Array) -> jax.Array:
-    """RMSNorm over all of D, and SiLU: [g, B, D / g] -> the same."""
-    scale = getattr(self, f'hidden{layer}_norm').scale[...]
-    scale = scale.reshape(self.blocks, 1, -1)
-    return jax.nn.silu(layers.rms_norm(x, scale, axes=(0, 2)))
+  def _linear(self, layer) -> tuple[jax.Array, jax.Array]:
+    kernel, bias = layer.kernel[...], layer.bias[...]
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+  def _block_linear(self, layer) -> tuple[jax.Array, jax.Array]:
+    kernel, bias = self._linear(layer)
+    return kernel, bias.reshape(self.blocks, 1, -1)
+
+  def _block_scale(self, norm: layers.Norm) -> jax.Array:
+    return norm.scale[...].reshape(self.blocks, 1, -1)
+
+  def _by_block(self, x: jax.Array) -> jax.Array:
+    """[T, B, D] -> [T, g, B, D / g]."""
+    x = x.reshape(*x.shape[:2], self.blocks, -1)
+    return jnp.swapaxes(x, 1, 2)
 
   def _token_part(self, tokens: jax.Array) -> jax.Array:
     """What the tokens add to the first posterior layer, bias included."""
     linear = self.post.layer(0).linear
     kernel = linear.kernel[...][self.deter :].astype(self.dtype)
     return tokens @ kernel + linear.bias[...].astype(self.dtype)
-
-  def _posterior(self, deter: jax.Array, token_part: jax.Array) -> Categorical:
-    first = self.post.layer(0)
-    kernel = first.linear.kernel[...][: self.deter].astype(self.dtype)
-    x = first.activate(deter @ kernel + token_part)
-    return self._categorical(self.post_logits(self.post.rest(x, 1)))
 
 
 def shared_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -8,67 +8,73 @@ from flax import nnx
 
 from dreamer_tpu.agent.rssm import RSSM
 from tests.agent import golden
+from tests.learner import small
 
 BATCH, STEPS, TOKENS, ACTIONS = 3, 7, 6, 4
 
 
 class SlowRSSM:
-  """Section 'RSSM' of the algorithm, one sequence and one step at a time."""
+  """Section 'RSSM' of the algorithm, one sequence and one step at a time.
 
-  def __init__(self, params, config):
+  In NumPy, or in JAX where plain differentiation goes through it.
+  """
+
+  def __init__(self, params, config, xp=np):
     self.p = params
     self.c = config
+    self.xp = xp
 
   def norm(self, x, scale):
-    return x / np.sqrt((x**2).mean() + 1e-4) * scale
+    return x / self.xp.sqrt((x**2).mean() + 1e-4) * scale
 
   def linear(self, p, x):
     return x @ p['kernel'] + p['bias']
 
   def layer(self, p, x):
-    return silu(self.norm(self.linear(p['linear'], x), p['norm']['scale']))
+    x = self.norm(self.linear(p['linear'], x), p['norm']['scale'])
+    return self.silu(x)
 
   def blocks(self, p, x):
     """`x` has one row a block."""
     parts = [row @ kernel for row, kernel in zip(x, p['kernel'], strict=True)]
-    return np.concatenate(parts) + p['bias']
+    return self.xp.concatenate(parts) + p['bias']
 
   def step(self, deter, stoch, action, token, reset):
-    p, g = self.p, self.c.blocks
+    p, g, xp = self.p, self.c.blocks, self.xp
     if reset:
       deter, stoch, action = 0 * deter, 0 * stoch, 0 * action
-    action = action / np.maximum(1, np.abs(action))
-    shared = np.concatenate(
+    stop = jax.lax.stop_gradient if xp is jnp else lambda x: x
+    action = action / stop(xp.maximum(1, abs(action)))
+    shared = xp.concatenate(
       [
         self.layer(p['in_deter'], deter),
         self.layer(p['in_stoch'], stoch.ravel()),
         self.layer(p['in_action'], action),
       ]
     )
-    x = [np.concatenate([d, shared]) for d in deter.reshape(g, -1)]
+    x = [xp.concatenate([d, shared]) for d in deter.reshape(g, -1)]
     for i in range(self.c.dyn_layers):
       x = self.blocks(p[f'hidden{i}'], x)
-      x = silu(self.norm(x, p[f'hidden{i}_norm']['scale'])).reshape(g, -1)
+      x = self.silu(self.norm(x, p[f'hidden{i}_norm']['scale'])).reshape(g, -1)
     gates = self.blocks(p['gru'], x).reshape(g, 3, -1)
     r, c, u = (gates[:, i].ravel() for i in range(3))
-    u = sigmoid(u - 1)
-    deter = u * np.tanh(sigmoid(r) * c) + (1 - u) * deter
-    x = np.concatenate([deter, token])
+    u = self.sigmoid(u - 1)
+    deter = u * xp.tanh(self.sigmoid(r) * c) + (1 - u) * deter
+    x = xp.concatenate([deter, token])
     for i in range(self.c.post_layers):
       x = self.layer(p['post'][f'layer{i}'], x)
     logits = self.linear(p['post_logits'], x)
-    probs = np.exp(logits.reshape(self.c.stoch, -1))
+    probs = xp.exp(logits.reshape(self.c.stoch, -1))
     probs /= probs.sum(-1, keepdims=True)
     probs = 0.99 * probs + 0.01 / self.c.classes
-    return deter, np.eye(self.c.classes)[probs.argmax(-1)], np.log(probs)
+    stoch = xp.eye(self.c.classes)[probs.argmax(-1)]
+    return deter, stoch + probs - stop(probs), xp.log(probs)
 
+  def sigmoid(self, x):
+    return 1 / (1 + self.xp.exp(-x))
 
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-  return x * sigmoid(x)
+  def silu(self, x):
+    return x * self.sigmoid(x)
 
 
 @pytest.fixture(scope='module', params=[(1, 1), (2, 2)], ids=str)
@@ -142,3 +148,50 @@ def test_nothing_passes_a_reset(pair):
     apart = np.asarray(states[name] != others[name])
     assert not apart[:, 4:].any(), name
     assert name == 'stoch' or apart[:, :4].any(), name
+
+
+def test_gradients_are_those_of_plain_differentiation(pair):
+  """Of parameters, first state, tokens and actions."""
+  model, slow = pair
+  state, tokens, action, reset = sample(slow.c)
+  graph, variables = nnx.split(model, nnx.Param)
+  params = nnx.to_pure_dict(variables)
+  weights = [
+    np.random.default_rng(i).normal(size=(BATCH, STEPS, *shape))
+    for i, shape in enumerate(
+      [(slow.c.deter,), *2 * [(slow.c.stoch, slow.c.classes)]]
+    )
+  ]
+
+  def loss(states):
+    return sum((w * x).sum() for w, x in zip(weights, states, strict=True))
+
+  def fast_loss(params, state, tokens, action):
+    model = nnx.merge(graph, params)
+    _, states = model.observe(state, tokens, action, reset, None)
+    return loss([states[k] for k in ('deter', 'stoch', 'logp')])
+
+  def slow_loss(params, state, tokens, action):
+    rssm = SlowRSSM(params, slow.c, jnp)
+    rows = []
+    for i in range(BATCH):
+      deter, stoch, steps = state['deter'][i], state['stoch'][i], []
+      for t in range(STEPS):
+        deter, stoch, logp = rssm.step(
+          deter, stoch, action[i, t], tokens[i, t], reset[i, t]
+        )
+        steps.append((deter, stoch, logp))
+      rows.append(stack(steps))
+    return loss(stack(rows))
+
+  args = (params, state, tokens, action)
+  actual = jax.jit(jax.grad(fast_loss, (0, 1, 2, 3)))(*args)
+  expected = jax.jit(jax.grad(slow_loss, (0, 1, 2, 3)))(*args)
+  for name, apart in small.difference(actual, expected).items():
+    assert apart < 1e-4, name
+    prior = name.startswith('0/prior')  # plays no part
+    assert prior or np.abs(small.leaves(expected)[name]).max() > 0, name
+
+
+def stack(rows):
+  return [jnp.stack(x) for x in zip(*rows, strict=True)]

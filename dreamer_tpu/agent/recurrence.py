@@ -1,0 +1,367 @@
+"""The loop over observed steps, and its gradient.
+
+Only what is recurrent is inside. Differentiating the loop as it stands would
+add to the gradient of every weight at every step. Here the backward loop
+carries the state's cotangents alone and stacks those of the activations, from
+which each weight's gradient follows as one product over all steps.
+
+The blocks come first where layers are block-diagonal: [g, B, units / g].
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dreamer_tpu.agent import layers
+from dreamer_tpu.agent.distributions import Categorical
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Dense:
+  """Linear, RMSNorm and SiLU; in the compute dtype, but for the scale.
+
+  Attributes:
+    kernel: [i, o], or [g, i, o] block-diagonal.
+    bias: [o] or [g, 1, o].
+    scale: float32, likewise.
+  """
+
+  kernel: Array
+  bias: Array
+  scale: Array
+
+  def linear(self, x: Array) -> Array:
+    """[..., i] -> [..., o] or [g, B, i] -> [g, B, o]."""
+    return product(x, self.kernel) + self.bias
+
+
+@struct.dataclass
+class Weights:
+  """What the loop multiplies by.
+
+  Attributes:
+    deter: Input layer of `deter`.
+    stoch: Input layer of `stoch`.
+    own: [g, D / g, D / g], first hidden kernel for each block's own `deter`.
+    shared: [g, 2 H, D / g], for the two input layers, which all blocks see.
+    hidden_scale: float32 [g, 1, D / g], of the first hidden norm.
+    hidden: Further hidden layers, block-diagonal.
+    gates: Kernel [g, D / g, 3 D / g] and bias [g, 1, 3 D / g].
+    post: Kernel [D, H], of the first posterior layer, for `deter`.
+    post_scale: float32 [H], of its norm.
+    post_rest: Further posterior layers.
+    logits: Kernel [H, S C] and bias [S C].
+  """
+
+  deter: Dense
+  stoch: Dense
+  own: Array
+  shared: Array
+  hidden_scale: Array
+  hidden: tuple[Dense, ...]
+  gates: tuple[Array, Array]
+  post: Array
+  post_scale: Array
+  post_rest: tuple[Dense, ...]
+  logits: tuple[Array, Array]
+
+
+class Inputs(NamedTuple):
+  """What comes from outside, time first.
+
+  Attributes:
+    action: [T, g, B, D / g], what actions add to the first hidden layer.
+    token: [T, B, H], what tokens add to the first posterior layer.
+    keep: [T, B] 0 where an episode starts, else 1.
+    noise: float32 [T, B, S] in [0, 1), or None to take modes.
+  """
+
+  action: Array
+  token: Array
+  keep: Array
+  noise: Array | None
+
+
+class Outputs(NamedTuple):
+  """Attributes: deter [T, B, D], logits [T, B, S C], index [T, B, S]."""
+
+  deter: Array
+  logits: Array
+  index: Array
+
+
+class _Saved(NamedTuple):
+  """Results of the products of one step, before norms and gates."""
+
+  deter: Array
+  stoch: Array
+  hidden: tuple[Array, ...]
+  gates: Array
+  post: tuple[Array, ...]
+
+
+def product(x: Array, kernel: Array) -> Array:
+  """[..., i] [i, o] -> [..., o], or [g, B, i] [g, i, o] -> [g, B, o]."""
+  return x @ kernel if kernel.ndim == 2 else layers.block_product(x, kernel)
+
+
+def activate(x: Array, scale: Array) -> Array:
+  """RMSNorm and SiLU. With blocks, the norm is over those too."""
+  axes = (-3, -1) if scale.ndim == 3 else -1
+  return jax.nn.silu(layers.rms_norm(x, scale, axes))
+
+
+def gate(gates: Array, deter: Array) -> Array:
+  """[..., g, B, 3 D / g] and [..., g, B, D / g] -> the next `deter`."""
+  reset, candidate, update = jnp.split(gates, 3, -1)
+  candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+  update = jax.nn.sigmoid(update - 1)
+  return update * candidate + (1 - update) * deter
+
+
+def transition(
+  w: Weights, deter: Array, stoch: Array, action: Array
+) -> tuple[Array, tuple]:
+  """The block GRU (Appendix B).
+
+  Args:
+    w: Weights.
+    deter: [B, D].
+    stoch: [B, S C].
+    action: [g, B, D / g], what the action adds.
+
+  Returns:
+    `deter` [B, D] of the next step, and the results of the products.
+  """
+  blocks = len(w.own)
+  ins = w.deter.linear(deter), w.stoch.linear(stoch)
+  shared = jnp.concatenate(
+    [activate(ins[0], w.deter.scale), activate(ins[1], w.stoch.scale)], -1
+  )
+  deter = layers.to_blocks(deter, blocks)
+  x = layers.block_product(deter, w.own)
+  x += jnp.einsum('bi,gio->gbo', shared, w.shared)
+  hidden = [x + action]
+  x = activate(hidden[0], w.hidden_scale)
+  for layer in w.hidden:
+    hidden.append(layer.linear(x))
+    x = activate(hidden[-1], layer.scale)
+  gates = layers.block_product(x, w.gates[0]) + w.gates[1]
+  return layers.from_blocks(gate(gates, deter)), (*ins, tuple(hidden), gates)
+
+
+def _posterior(w: Weights, deter: Array, token: Array) -> tuple[Array, tuple]:
+  """Logits [B, S C] from `deter` [B, D], and the products on the way."""
+  saved = [deter @ w.post + token]
+  x = activate(saved[0], w.post_scale)
+  for layer in w.post_rest:
+    saved.append(layer.linear(x))
+    x = activate(saved[-1], layer.scale)
+  return x @ w.logits[0] + w.logits[1], tuple(saved)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def observe(
+  classes: int,
+  unimix: float,
+  w: Weights,
+  deter: Array,
+  stoch: Array,
+  inputs: Inputs,
+) -> Outputs:
+  """Posterior states of T steps (Eq. 3); `index` are the sampled classes.
+
+  Args:
+    classes: Number C of classes.
+    unimix: Share of the uniform in the posterior.
+    w: Weights.
+    deter: [B, D] before the first step.
+    stoch: [B, S C] before the first step.
+    inputs: Of all steps.
+  """
+  return _forward(classes, unimix, w, deter, stoch, inputs, save=False)[0]
+
+
+def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
+  def step(state, inputs):
+    deter, stoch = state
+    keep = inputs.keep[:, None]
+    deter, products = transition(w, deter * keep, stoch * keep, inputs.action)
+    logits, post = _posterior(w, deter, inputs.token)
+    index = _dist(logits, classes, unimix).choose(inputs.noise)
+    stoch = _onehot(index, classes, deter.dtype)
+    saved = _Saved(*products, post) if save else None
+    return (deter, stoch), (Outputs(deter, logits, index), saved)
+
+  _, (outputs, saved) = jax.lax.scan(step, (deter, stoch), inputs)
+  return outputs, saved
+
+
+def _forward_rule(classes, unimix, w, deter, stoch, inputs):
+  outputs, saved = _forward(
+    classes, unimix, w, deter, stoch, inputs, save=True
+  )
+  return outputs, (w, deter, stoch, inputs, outputs, saved)
+
+
+def _backward_rule(classes, unimix, residuals, cotangents):
+  w, deter, stoch, inputs, outputs, saved = residuals
+  keep = inputs.keep[..., None]
+  onehots = _onehot(outputs.index, classes, deter.dtype)
+  deters = jnp.concatenate([deter[None], outputs.deter[:-1]]) * keep
+  stochs = jnp.concatenate([stoch[None], onehots[:-1]]) * keep
+
+  def step(state, xs):
+    d_deter, d_stoch = state
+    deter, keep, logits, saved, d_out, d_logits = xs
+    _, straight = jax.vjp(
+      lambda x: _flat(_dist(x, classes, unimix).probs), logits
+    )
+    d_logits = d_logits + straight(d_stoch.astype(jnp.float32))[0]
+    d_next, d_post = _posterior_cotangents(w, saved.post, d_logits)
+    d_next = d_next + d_deter + d_out
+    d_deter, d_stoch, d_saved = _transition_cotangents(
+      w, deter, saved, d_next
+    )
+    keep = keep[:, None]
+    return (d_deter * keep, d_stoch * keep), (d_logits, d_post, d_saved)
+
+  zeros = jnp.zeros_like(deter), jnp.zeros_like(stoch)
+  xs = (deters, inputs.keep, outputs.logits, saved, *cotangents[:2])
+  (d_deter, d_stoch), stacked = jax.lax.scan(step, zeros, xs, reverse=True)
+  d_w, d_action, d_token = _weight_cotangents(
+    w, deters, stochs, outputs.deter, saved, *stacked
+  )
+  return d_w, d_deter, d_stoch, Inputs(d_action, d_token, None, None)
+
+
+observe.defvjp(_forward_rule, _backward_rule)
+
+
+def _back(x: Array, scale: Array, cotangent: Array) -> tuple[Array, Array]:
+  """Cotangents of `activate`: of its input and of the scale."""
+  return jax.vjp(activate, x, scale)[1](cotangent)
+
+
+def _through(cotangent: Array, kernel: Array) -> Array:
+  """Cotangent of the input of `product`."""
+  return product(cotangent, jnp.swapaxes(kernel, -1, -2))
+
+
+def _posterior_cotangents(w, saved, d_logits):
+  """Of `deter`, and of the results of all activations."""
+  d_acts = [_through(d_logits, w.logits[0])]
+  scales = [w.post_scale, *(x.scale for x in w.post_rest)]
+  for i in reversed(range(1, len(saved))):
+    d_x, _ = _back(saved[i], scales[i], d_acts[0])
+    d_acts.insert(0, _through(d_x, w.post_rest[i - 1].kernel))
+  d_x, _ = _back(saved[0], scales[0], d_acts[0])
+  return _through(d_x, w.post), tuple(d_acts)
+
+
+def _transition_cotangents(w, deter, saved, d_next):
+  """Of `deter` and `stoch`; of activations' results and the gates."""
+  blocks = len(w.own)
+  _, gate_vjp = jax.vjp(gate, saved.gates, layers.to_blocks(deter, blocks))
+  d_gates, d_deter = gate_vjp(layers.to_blocks(d_next, blocks))
+  d_acts = [_through(d_gates, w.gates[0])]
+  scales = [w.hidden_scale, *(x.scale for x in w.hidden)]
+  for i in reversed(range(1, len(saved.hidden))):
+    d_x, _ = _back(saved.hidden[i], scales[i], d_acts[0])
+    d_acts.insert(0, _through(d_x, w.hidden[i - 1].kernel))
+  d_x, _ = _back(saved.hidden[0], scales[0], d_acts[0])
+  d_deter = layers.from_blocks(d_deter + _through(d_x, w.own))
+  d_shared = jnp.einsum('gbo,gio->bi', d_x, w.shared)
+  d_ins = jnp.split(d_shared, [w.deter.kernel.shape[-1]], -1)
+  d_x, _ = _back(saved.deter, w.deter.scale, d_ins[0])
+  d_deter = d_deter + _through(d_x, w.deter.kernel)
+  d_x, _ = _back(saved.stoch, w.stoch.scale, d_ins[1])
+  d_stoch = _through(d_x, w.stoch.kernel)
+  return d_deter, d_stoch, (tuple(d_ins), tuple(d_acts), d_gates)
+
+
+def _weight_cotangents(
+  w, deters, stochs, nexts, saved, d_logits, d_post, d_rest
+):
+  """All at once, from what the backward loop stacked, [T, ...] each."""
+  d_ins, d_hidden, d_gates = d_rest
+  d_x, d_deter = _dense(w.deter, deters, saved.deter, d_ins[0])
+  d_x, d_stoch = _dense(w.stoch, stochs, saved.stoch, d_ins[1])
+  shared = jnp.concatenate(
+    [
+      activate(saved.deter, w.deter.scale),
+      activate(saved.stoch, w.stoch.scale),
+    ],
+    -1,
+  )
+  d_x, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
+  d_action = d_x
+  own = deters.reshape(*deters.shape[:2], len(w.own), -1)
+  d_own = jnp.einsum('tbgi,tgbo->gio', own, d_x)
+  d_shared = jnp.einsum('tbi,tgbo->gio', shared, d_x)
+  x = activate(saved.hidden[0], w.hidden_scale)
+  hidden = []
+  for layer, z, d_act in zip(
+    w.hidden, saved.hidden[1:], d_hidden[1:], strict=True
+  ):
+    hidden.append(_dense(layer, x, z, d_act)[1])
+    x = activate(z, layer.scale)
+  gates = _linear(x, d_gates)
+  d_token, post_scale = _back(saved.post[0], w.post_scale, d_post[0])
+  d_kernel = jnp.einsum('tbi,tbo->io', nexts, d_token)
+  x = activate(saved.post[0], w.post_scale)
+  post = []
+  for layer, z, d_act in zip(
+    w.post_rest, saved.post[1:], d_post[1:], strict=True
+  ):
+    post.append(_dense(layer, x, z, d_act)[1])
+    x = activate(z, layer.scale)
+  d_w = Weights(
+    deter=d_deter,
+    stoch=d_stoch,
+    own=d_own,
+    shared=d_shared,
+    hidden_scale=hidden_scale,
+    hidden=tuple(hidden),
+    gates=gates,
+    post=d_kernel,
+    post_scale=post_scale,
+    post_rest=tuple(post),
+    logits=_linear(x, d_logits),
+  )
+  return d_w, d_action, d_token
+
+
+def _dense(layer: Dense, x: Array, z: Array, d_act: Array):
+  """Cotangent of `z` and of a layer with input `x` and product `z`."""
+  d_z, scale = _back(z, layer.scale, d_act)
+  kernel, bias = _linear(x, d_z)
+  return d_z, Dense(kernel=kernel, bias=bias, scale=scale)
+
+
+def _linear(x: Array, d_z: Array) -> tuple[Array, Array]:
+  """Cotangents of kernel and bias from T steps of inputs and results."""
+  if x.ndim == 3:
+    return jnp.einsum('tbi,tbo->io', x, d_z), d_z.sum((0, 1))
+  kernel = jnp.einsum('tgbi,tgbo->gio', x, d_z)
+  return kernel, d_z.sum((0, 2))[:, None]
+
+
+def _dist(logits: Array, classes: int, unimix: float) -> Categorical:
+  """Of logits [..., S C]."""
+  logits = logits.reshape(*logits.shape[:-1], -1, classes)
+  return Categorical.create(logits, unimix)
+
+
+def _onehot(index: Array, classes: int, dtype: Any) -> Array:
+  """[..., S] -> [..., S C]."""
+  return _flat(jax.nn.one_hot(index, classes, dtype=dtype))
+
+
+def _flat(x: Array) -> Array:
+  return x.reshape(*x.shape[:-2], -1)
