@@ -203,9 +203,7 @@ def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
 
 
 def _forward_rule(classes, unimix, w, deter, stoch, inputs):
-  outputs, saved = _forward(
-    classes, unimix, w, deter, stoch, inputs, save=True
-  )
+  outputs, saved = _forward(classes, unimix, w, deter, stoch, inputs, save=True)
   return outputs, (w, deter, stoch, inputs, outputs, saved)
 
 
@@ -225,9 +223,7 @@ def _backward_rule(classes, unimix, residuals, cotangents):
     d_logits = d_logits + straight(d_stoch.astype(jnp.float32))[0]
     d_next, d_post = _posterior_cotangents(w, saved.post, d_logits)
     d_next = d_next + d_deter + d_out
-    d_deter, d_stoch, d_saved = _transition_cotangents(
-      w, deter, saved, d_next
-    )
+    d_deter, d_stoch, d_saved = _transition_cotangents(w, deter, saved, d_next)
     keep = keep[:, None]
     return (d_deter * keep, d_stoch * keep), (d_logits, d_post, d_saved)
 
