@@ -88,21 +88,20 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """Attributes: deter [T, B, D], logits [T, B, S C], index [T, B, S]."""
+  """Attributes: deter [T, B, D], logits [T, B, S C], classes [T, B, S]."""
 
   deter: Array
   logits: Array
-  index: Array
+  classes: Array
 
 
-class _Saved(NamedTuple):
-  """Results of the products of one step, before norms and gates."""
+class Products(NamedTuple):
+  """Results of the transition's products, before norms and gates."""
 
   deter: Array
   stoch: Array
   hidden: tuple[Array, ...]
   gates: Array
-  post: tuple[Array, ...]
 
 
 def product(x: Array, kernel: Array) -> Array:
@@ -126,7 +125,7 @@ def gate(gates: Array, deter: Array) -> Array:
 
 def transition(
   w: Weights, deter: Array, stoch: Array, action: Array
-) -> tuple[Array, tuple]:
+) -> tuple[Array, Products]:
   """The block GRU (Appendix B).
 
   Args:
@@ -152,7 +151,8 @@ def transition(
     hidden.append(layer.linear(x))
     x = activate(hidden[-1], layer.scale)
   gates = layers.block_product(x, w.gates[0]) + w.gates[1]
-  return layers.from_blocks(gate(gates, deter)), (*ins, tuple(hidden), gates)
+  products = Products(*ins, tuple(hidden), gates)
+  return layers.from_blocks(gate(gates, deter)), products
 
 
 def _posterior(w: Weights, deter: Array, token: Array) -> tuple[Array, tuple]:
@@ -174,7 +174,7 @@ def observe(
   stoch: Array,
   inputs: Inputs,
 ) -> Outputs:
-  """Posterior states of T steps (Eq. 3); `index` are the sampled classes.
+  """Posterior states of T steps (Eq. 3); `classes` are the sampled ones.
 
   Args:
     classes: Number C of classes.
@@ -195,7 +195,7 @@ def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
     logits, post = _posterior(w, deter, inputs.token)
     index = _dist(logits, classes, unimix).choose(inputs.noise)
     stoch = _onehot(index, classes, deter.dtype)
-    saved = _Saved(*products, post) if save else None
+    saved = (products, post) if save else None
     return (deter, stoch), (Outputs(deter, logits, index), saved)
 
   _, (outputs, saved) = jax.lax.scan(step, (deter, stoch), inputs)
@@ -210,18 +210,18 @@ def _forward_rule(classes, unimix, w, deter, stoch, inputs):
 def _backward_rule(classes, unimix, residuals, cotangents):
   w, deter, stoch, inputs, outputs, saved = residuals
   keep = inputs.keep[..., None]
-  onehots = _onehot(outputs.index, classes, deter.dtype)
+  onehots = _onehot(outputs.classes, classes, deter.dtype)
   deters = jnp.concatenate([deter[None], outputs.deter[:-1]]) * keep
   stochs = jnp.concatenate([stoch[None], onehots[:-1]]) * keep
 
   def step(state, xs):
     d_deter, d_stoch = state
-    deter, keep, logits, saved, d_out, d_logits = xs
+    deter, keep, logits, (saved, post), d_out, d_logits = xs
     _, straight = jax.vjp(
       lambda x: _flat(_dist(x, classes, unimix).probs), logits
     )
     d_logits = d_logits + straight(d_stoch.astype(jnp.float32))[0]
-    d_next, d_post = _posterior_cotangents(w, saved.post, d_logits)
+    d_next, d_post = _posterior_cotangents(w, post, d_logits)
     d_next = d_next + d_deter + d_out
     d_deter, d_stoch, d_saved = _transition_cotangents(w, deter, saved, d_next)
     keep = keep[:, None]
@@ -233,7 +233,7 @@ def _backward_rule(classes, unimix, residuals, cotangents):
   d_w, d_action, d_token = _weight_cotangents(
     w, deters, stochs, outputs.deter, saved, *stacked
   )
-  return d_w, d_deter, d_stoch, Inputs(d_action, d_token, None, None)
+  return d_w, d_deter, d_stoch, (d_action, d_token, None, None)
 
 
 observe.defvjp(_forward_rule, _backward_rule)
@@ -285,9 +285,10 @@ def _weight_cotangents(
   w, deters, stochs, nexts, saved, d_logits, d_post, d_rest
 ):
   """All at once, from what the backward loop stacked, [T, ...] each."""
+  saved, saved_post = saved
   d_ins, d_hidden, d_gates = d_rest
-  d_x, d_deter = _dense(w.deter, deters, saved.deter, d_ins[0])
-  d_x, d_stoch = _dense(w.stoch, stochs, saved.stoch, d_ins[1])
+  _, d_deter = _dense(w.deter, deters, saved.deter, d_ins[0])
+  _, d_stoch = _dense(w.stoch, stochs, saved.stoch, d_ins[1])
   shared = jnp.concatenate(
     [
       activate(saved.deter, w.deter.scale),
@@ -295,11 +296,10 @@ def _weight_cotangents(
     ],
     -1,
   )
-  d_x, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
-  d_action = d_x
+  d_action, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
   own = deters.reshape(*deters.shape[:2], len(w.own), -1)
   d_own = jnp.einsum('tbgi,tgbo->gio', own, d_x)
-  d_shared = jnp.einsum('tbi,tgbo->gio', shared, d_x)
+  d_shared = jnp.einsum('tbi,tgbo->gio', shared, d_action)
   x = activate(saved.hidden[0], w.hidden_scale)
   hidden = []
   for layer, z, d_act in zip(
@@ -308,12 +308,12 @@ def _weight_cotangents(
     hidden.append(_dense(layer, x, z, d_act)[1])
     x = activate(z, layer.scale)
   gates = _linear(x, d_gates)
-  d_token, post_scale = _back(saved.post[0], w.post_scale, d_post[0])
+  d_token, post_scale = _back(saved_post[0], w.post_scale, d_post[0])
   d_kernel = jnp.einsum('tbi,tbo->io', nexts, d_token)
-  x = activate(saved.post[0], w.post_scale)
+  x = activate(saved_post[0], w.post_scale)
   post = []
   for layer, z, d_act in zip(
-    w.post_rest, saved.post[1:], d_post[1:], strict=True
+    w.post_rest, saved_post[1:], d_post[1:], strict=True
   ):
     post.append(_dense(layer, x, z, d_act)[1])
     x = activate(z, layer.scale)

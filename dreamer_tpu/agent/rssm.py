@@ -107,7 +107,7 @@ class RSSM(nnx.Module):
         noise,
       ),
     )
-    deter, logits, index = recurrence.observe(
+    deter, logits, chosen = recurrence.observe(
       self.stoch[1],
       self.unimix,
       self._weights(),
@@ -120,9 +120,9 @@ class RSSM(nnx.Module):
         noise=noise,
       ),
     )
-    deter, logits, index = map(time_first, (deter, logits, index))
+    deter, logits, chosen = map(time_first, (deter, logits, chosen))
     post = self._categorical(logits)
-    stoch = post.straight_through(index).astype(self.dtype)
+    stoch = post.straight_through(chosen).astype(self.dtype)
     states = {'deter': deter, 'stoch': stoch, 'logp': post.logp}
     last = {'deter': deter[:, -1], 'stoch': stoch[:, -1]}
     return last, states
@@ -164,7 +164,7 @@ class RSSM(nnx.Module):
     action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
     x = self.in_action(action.astype(self.dtype))
     kernel = self._hidden_kernels()[2]
-    bias = self.hidden0.bias[...].astype(self.dtype)
+    bias = self._hidden(0)[0].bias[...].astype(self.dtype)
     return shared_product(x, kernel) + bias
 
   def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -172,7 +172,7 @@ class RSSM(nnx.Module):
 
     Every block sees its own slice of `deter` and all of the three inputs.
     """
-    kernel = self.hidden0.kernel[...].astype(self.dtype)
+    kernel = self._hidden(0)[0].kernel[...].astype(self.dtype)
     own = self.deter // self.blocks
     cuts = [own, own + 2 * self.hidden]
     own_kernel, shared, action = jnp.split(kernel, cuts, axis=1)
@@ -193,10 +193,9 @@ class RSSM(nnx.Module):
       stoch=dense(self.in_stoch.linear, self.in_stoch.norm),
       own=own,
       shared=shared,
-      hidden_scale=self._block_scale(self.hidden0_norm),
+      hidden_scale=self._block_scale(self._hidden(0)[1]),
       hidden=tuple(
-        by_block(getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm'))
-        for i in range(1, self.dyn_layers)
+        by_block(*self._hidden(i)) for i in range(1, self.dyn_layers)
       ),
       gates=self._block_linear(self.gru),
       post=first.linear.kernel[...][: self.deter].astype(self.dtype),
@@ -207,6 +206,9 @@ class RSSM(nnx.Module):
       ),
       logits=self._linear(self.post_logits),
     )
+
+  def _hidden(self, i: int) -> tuple[layers.BlockLinear, layers.Norm]:
+    return getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm')
 
   def _linear(self, layer) -> tuple[jax.Array, jax.Array]:
     kernel, bias = layer.kernel[...], layer.bias[...]
