@@ -233,7 +233,10 @@ def _backward_rule(classes, unimix, residuals, cotangents):
   d_w, d_action, d_token = _weight_cotangents(
     w, deters, stochs, outputs.deter, saved, *stacked
   )
-  return d_w, d_deter, d_stoch, (d_action, d_token, None, None)
+  d_inputs = inputs._replace(
+    action=d_action, token=d_token, keep=None, noise=None
+  )
+  return d_w, d_deter, d_stoch, d_inputs
 
 
 observe.defvjp(_forward_rule, _backward_rule)
@@ -298,7 +301,7 @@ def _weight_cotangents(
   )
   d_action, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
   own = deters.reshape(*deters.shape[:2], len(w.own), -1)
-  d_own = jnp.einsum('tbgi,tgbo->gio', own, d_x)
+  d_own = jnp.einsum('tbgi,tgbo->gio', own, d_action)
   d_shared = jnp.einsum('tbi,tgbo->gio', shared, d_action)
   x = activate(saved.hidden[0], w.hidden_scale)
   hidden = []
