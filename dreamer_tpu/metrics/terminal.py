@@ -50,12 +50,13 @@ class View:
       step: Agent steps so far.
       total: Agent steps at the end of the run.
       metrics: Under the names of the log; the score, the speeds and the
-        losses are picked out where they are there.
+        losses are picked out where they are there. `perf/compile_s` does not
+        count for the time that is left.
     """
     # What a narrow terminal cuts off are the losses.
     parts = [
       f'step {number(step)}/{number(total)} ({percent(step, total)})',
-      f'left {self._left(step, total)}',
+      f'left {self._left(step, total, metrics)}',
       *_speeds(metrics),
       *_scores(metrics),
       *_losses(metrics),
@@ -97,9 +98,9 @@ class View:
   def _elapsed(self) -> float:
     return time.monotonic() - self._begin
 
-  def _left(self, step: int, total: int) -> str:
+  def _left(self, step: int, total: int, metrics: Mapping[str, float]) -> str:
     """Extrapolates from the last few lines: the start soon counts no more."""
-    now = time.monotonic()
+    now = time.monotonic() - metrics.get('perf/compile_s', 0.0)
     self._recent.append((now, step))
     begin, done = self._recent[0]
     if step >= total:

@@ -70,8 +70,24 @@ def test_time_left_is_that_of_the_recent_rate():
     view.progress(100 * index, 10_000, {})
     time.sleep(0.02)
   # 89 times 20 ms, where the whole time would give 10 seconds.
+  assert 1 <= seconds_left(stream) <= 4
+
+
+def seconds_left(stream):
   last = stream.getvalue().splitlines()[-1]
-  assert 1 <= int(re.search(r'left (\d+)s', last)[1]) <= 4
+  return int(re.search(r'left (\d+)s', last)[1])
+
+
+def test_compilers_do_not_count_for_the_time_left():
+  stream = io.StringIO()
+  view = terminal.View(stream)
+  view.progress(0, 10_000, {'perf/compile_s': 30.0})
+  time.sleep(0.1)
+  view.progress(500, 10_000, {'perf/compile_s': 30.0})
+  time.sleep(1)
+  view.progress(505, 10_000, {'perf/compile_s': 31.0})
+  # 19 times 0.1 s.
+  assert 1 <= seconds_left(stream) <= 4
 
 
 def test_view_without_the_log_output(capsys):
