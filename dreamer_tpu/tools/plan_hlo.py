@@ -102,8 +102,9 @@ class Program:
   def collectives(self) -> list[Collective]:
     """All collectives, the largest traffic first.
 
-    One that the compiler spreads over many instructions to overlap it with
-    other work counts once: its channel tells.
+    One that the compiler spreads over many instructions, loops among them, to
+    overlap it with other work counts as often as it is started: its channel
+    tells.
     """
     found: dict[object, Collective] = {}
     for name, computation in self._computations.items():
@@ -114,7 +115,7 @@ class Program:
         channel = re.search(r'channel_id=(\d+)', x.rest)
         key = channel[1] if channel else (name, x.name)
         item = self._collective(kind, name, computation, x)
-        if key not in found or found[key].times < item.times:
+        if key not in found or item.times < found[key].times:
           found[key] = item
     return sorted(found.values(), key=lambda x: -x.sent * x.times)
 

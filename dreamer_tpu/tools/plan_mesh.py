@@ -18,6 +18,12 @@ from dreamer_tpu.tools import plan_chips, plan_step
 # Sums over `model` in a step of the scan, forward and backward: the dense
 # inputs, the norms and the posterior, there and back.
 _SUMS_PER_STEP = 8
+# Messages that gathering weights and scattering gradients takes: what the
+# compiler leaves of one each per kernel.
+_FSDP_MESSAGES = 40
+# Recurrent weights of so many bytes stay on the chip during a scan; larger
+# ones are read again at every step.
+_ON_CHIP = 64 * 2**20
 # At most so many meshes are compiled to find one that fits.
 _TRIALS = 4
 
@@ -91,9 +97,10 @@ def _predict(config, agent, chip, steps, mesh, state) -> float:
   params = steps.abstract['params']
   split = sizes['model'] if sizes['model'] > 1 else 1
   width = agent.dtype.itemsize / 4
-  # The scan reads the recurrent weights again at every step.
   recurrent = _bytes(params['rssm']) * sizes['fsdp'] * width
   reads = 3 * config.batch_length + config.agent.imag_length
+  if recurrent < _ON_CHIP:
+    reads = 3
   moved = 2 * state + recurrent * reads
   network = 0.0
   shards = sizes['data'] * sizes['fsdp']
@@ -103,6 +110,8 @@ def _predict(config, agent, chip, steps, mesh, state) -> float:
   if sizes['fsdp'] > 1:
     network += weights * (sizes['fsdp'] - 1) / sizes['fsdp']
   seconds = moved / chip.bandwidth + network / chip.network
+  if sizes['fsdp'] > 1:
+    seconds += _FSDP_MESSAGES * plan_chips.LATENCY
   if split > 1:
     hidden = 2 * config.agent.rssm.hidden * agent.dtype.itemsize
     per_row = hidden + 4 * config.agent.rssm.blocks
