@@ -17,7 +17,7 @@ from dreamer_tpu.agent import (
   optimizer,
   spaces,
 )
-from dreamer_tpu.agent.distributions import Categorical
+from dreamer_tpu.agent.distributions import Categorical, TwoHot
 from dreamer_tpu.agent.heads import ScalarHead
 from dreamer_tpu.agent.model import Model
 
@@ -314,19 +314,24 @@ class Agent:
     states, terms, metrics = self._world_model(
       model, start, obs, last_action, keys[0]
     )
-    actor_terms, imagined, retnorm, actor_metrics = self._actor_critic(
+    actor_terms, imagined, critics, retnorm, actor_metrics = self._actor_critic(
       params, slow_value, retnorm, states, keys[1], whole
     )
     terms |= actor_terms
-    batch, length = obs['is_first'].shape
-    feat = model.rssm.feat(states)
+    shape = obs['is_first'].shape
+    value, slow = (x[0].reshape(*shape, -1) for x in critics)
+    # Weights learn from the product with all features, imagined and replayed;
+    # a second one with the latter would be a second gradient to sum up over
+    # devices. It has no gradient for the features: a frozen critic has it.
+    frozen = self._model({'value': sg(params['value'])}).value
+    logits = frozen(model.rssm.feat(states)).logits + (value - sg(value))
     terms['repval'] = losses.replay_value(
       obs['is_last'],
       obs['is_terminal'],
       obs['reward'],
-      imagined['return'][0].reshape(batch, length),
-      model.value(feat),
-      self._slow(slow_value)(sg(feat)),
+      imagined['return'][0].reshape(shape),
+      TwoHot(logits=logits),
+      TwoHot(logits=slow),
       self.config,
     )
     loss: Any = sum(self._scale(terms).values())
@@ -383,6 +388,7 @@ class Agent:
     )
     feats = model.rssm.feat(states)
     policy = model.policy(feats)
+    value, slow = model.value(feats), self._slow(slow_value)(feats)
     if key is None:  # rounding aside, a mode has no gradient of its mean
       actions = policy.sample(None)
     terms, returns, retnorm, metrics = losses.imagination(
@@ -390,13 +396,14 @@ class Agent:
       model.reward(feats).mean(),
       model.cont(feats).prob(),
       policy,
-      model.value(feats),
-      self._slow(slow_value)(feats),
+      value,
+      slow,
       retnorm,
       self.config,
       whole,
     )
-    return terms, {**actions, 'return': returns}, retnorm, metrics
+    imagined = {**actions, 'return': returns}
+    return terms, imagined, (value.logits, slow.logits), retnorm, metrics
 
   def _slow(self, slow_value: Tree) -> ScalarHead:
     return nnx.merge(self._graphs['value'], slow_value)
