@@ -47,6 +47,7 @@ def test_figures(planned):
   assert (planned['chips'], planned['hosts']) == (16, 4)
   assert planned['mesh'] == dict(data=16, fsdp=1, model=1)
   config = dmc_proprio.get_config('debug')
+  config.dtype.compute = 'bfloat16'
   agent = plan_step.make_agent(config)
   params = sum(x.size for x in _leaves(agent.variables))
   assert planned['parameters'] == params
