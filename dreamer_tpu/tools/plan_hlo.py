@@ -31,7 +31,7 @@ _TRIPS = re.compile(r'known_trip_count[^}]*"n":"(\d+)"')
 # The three ways in which groups of devices are written.
 _LISTS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _IOTA = re.compile(r'replica_groups=\[\d+,(\d+)\]<=')
-_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
+_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
 # Instructions that move nothing themselves.
 _FREE_NAMES = """
   parameter constant tuple get-tuple-element bitcast while conditional call
