@@ -29,7 +29,7 @@ def base() -> ml_collections.ConfigDict:
       mesh=dict(data=-1, fsdp=1, model=1),
       sharding=dict(rules=_rules()),
       dtype=dict(compute='auto', param='float32'),
-      checkpoint=dict(keep=2, timeout=600.0),
+      checkpoint=_checkpoint(),
       metrics=dict(outputs=('log', 'jsonl', 'tensorboard')),
       env=_env(),
     )
@@ -56,6 +56,17 @@ def _run() -> dict[str, Any]:
     from_checkpoint='',
     from_checkpoint_regex='.*',
   )
+
+
+def _checkpoint() -> dict[str, Any]:
+  """The newest `keep` are kept with their replay; 0 is none for the others.
+
+  keep_every: for good, the first one and then one for every so many steps;
+  keep_best: so many of the highest evaluation scores. Of both the agent is
+  kept, the replay no longer than by `keep`. timeout: seconds that hosts wait
+  for each other in a save.
+  """
+  return dict(keep=2, keep_every=0, keep_best=1, timeout=600.0)
 
 
 def _replay() -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Where a checkpoint keeps what, read without opening a `Checkpointer`.
 
-`checkpoints/STEP/` holds `agent` (arrays, in Orbax's own format),
-`run/data.json` and `replay/SHARD.json`, one manifest per process that saved.
+`checkpoints/STEP/` holds `agent` (arrays, in Orbax's own format), `carry` (the
+same, of sequences that are trained in parts), `run/data.json` and
+`replay/SHARD.json`, one manifest per process that saved. A step that is kept
+for its agent alone has `replay/released` instead. `STEP.damaged` is a step
+that could not be read and was put aside.
 """
 
 import json
@@ -13,15 +16,24 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from dreamer_tpu.checkpoint import checksums
 from dreamer_tpu.errors import UserError
 
 AGENT = 'agent'
+CARRY = 'carry'
 RUN = 'run'
 REPLAY = 'replay'
 RUN_FILE = 'data.json'
+RELEASED = 'released'
+ASIDE = 'damaged'
+SCORE = 'score'
 _COMMITTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
 PathLike = str | os.PathLike
+
+
+class Damaged(UserError):
+  """A step that cannot be read as it was written."""
 
 
 def absolute(path: PathLike) -> epath.Path:
@@ -43,6 +55,13 @@ def steps(directory: PathLike) -> list[int]:
   names = [path.name for path in root.iterdir()]
   found = sorted(int(name) for name in names if name.isdecimal())
   return [step for step in found if is_step(root / str(step))]
+
+
+def traces(directory: epath.Path) -> list[int]:
+  """Steps that were committed once, also if they have lost files, ascending."""
+  whole = steps(directory)
+  names = [path.parent.name for path in directory.glob(f'*/{checksums.FILE}')]
+  return sorted({*whole, *(int(x) for x in names if x.isdecimal())})
 
 
 def find_step(path: PathLike) -> epath.Path:
@@ -80,8 +99,26 @@ def read_run(folder: epath.Path) -> dict[str, Any]:
   return json.loads((folder / RUN / RUN_FILE).read_text())
 
 
+def read_score(folder: epath.Path) -> float | None:
+  """The score by which a step may be among the best, if it has one."""
+  path = folder / 'metrics' / 'metrics'
+  return json.loads(path.read_text())[SCORE] if path.exists() else None
+
+
+def has_replay(folder: epath.Path) -> bool:
+  """Whether a step still names its replay, from which a run can go on."""
+  return not (folder / REPLAY / RELEASED).exists()
+
+
+def aside(directory: epath.Path) -> list[epath.Path]:
+  """Folders of steps in `checkpoints/` that were put aside."""
+  return sorted(directory.glob(f'*.{ASIDE}*'))
+
+
 def read_manifests(folder: epath.Path) -> dict[str, Any]:
   """Replay manifests of a step folder by shard name, in the shards' order."""
+  if not has_replay(folder):
+    return {}
   paths = (folder / REPLAY).glob('*.json')
   ordered = sorted(paths, key=lambda path: int(path.stem))
   return {path.stem: json.loads(path.read_text()) for path in ordered}
@@ -96,15 +133,15 @@ def size(folder: epath.Path) -> int:
   )
 
 
-def read_shapes(folder: epath.Path) -> Any:
-  """The agent's tree with the shape and dtype of every array, none loaded.
+def read_shapes(folder: epath.Path, item: str = AGENT) -> Any:
+  """An item's tree with the shape and dtype of every array, none loaded.
 
   Raises:
-    UserError: The step holds no readable agent.
+    UserError: The step holds no such item that can be read.
   """
-  tree = ocp.metadata(folder, AGENT).metadata
+  tree = ocp.metadata(folder, item).metadata
   if not tree:
-    raise damaged(folder, ValueError('the arrays of its agent are damaged'))
+    raise damaged(folder, ValueError(f'the arrays of its {item} are damaged'))
   return tree
 
 
@@ -120,15 +157,21 @@ def name_of(path: Any) -> str:
 
 
 def load_arrays(
-  folder: epath.Path, shapes: Any, wanted: Mapping[str, jax.ShapeDtypeStruct]
+  folder: epath.Path,
+  shapes: Any,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  item: str = AGENT,
 ) -> dict[str, jax.Array]:
-  """Reads the named arrays of the agent, and nothing else, from disk.
+  """Reads the named arrays of an item, and nothing else, from disk.
+
+  Every process reads its own shards and waits for no other one.
 
   Args:
     folder: A step folder.
-    shapes: The agent's whole tree from `read_shapes`.
+    shapes: The item's whole tree from `read_shapes`.
     wanted: By name, the dtype and sharding to arrive in (the first local
       device where a sharding is absent).
+    item: Of the step.
 
   Returns:
     The arrays by name.
@@ -149,10 +192,13 @@ def load_arrays(
 
   targets = jax.tree_util.tree_map_with_path(target, shapes)
   try:
-    agent = ocp.load_checkpointables(folder, {AGENT: targets})[AGENT]
-  except (ValueError, OSError, RuntimeError, KeyError) as error:
+    with _alone():
+      tree = ocp.load_checkpointables(folder, {item: targets})[item]
+  except (jax.errors.JaxRuntimeError, MemoryError):
+    raise  # Not the fault of the files.
+  except Exception as error:  # Orbax raises bare ones too.
     raise damaged(folder, error) from error
-  flat = flatten(agent)
+  flat = flatten(tree)
   arrays = {name: flat[name] for name in wanted}
   absent = [k for k, v in arrays.items() if not isinstance(v, jax.Array)]
   if absent:
@@ -160,17 +206,32 @@ def load_arrays(
   return arrays
 
 
+def _alone() -> ocp.Context:
+  """A context without barriers: a process that fails holds up no other."""
+  context = ocp.Context()
+  index = jax.process_index()
+  context.multiprocessing.primary_host = index
+  context.multiprocessing.active_processes = {index}
+  context.multiprocessing.barrier_sync_key_prefix = f'process{index}'
+  return context
+
+
 def damaged(folder: epath.Path, error: Exception) -> UserError:
-  """The error of a step whose files cannot be read, naming older steps."""
+  """The error of a step whose files cannot be read, naming the other steps.
+
+  Returns:
+    `Damaged`, or a plain `UserError` if reading is not permitted.
+  """
   older = [x for x in steps(folder.parent) if str(x) != folder.name]
   way = f'other steps there: {older}' if older else 'there is no other step'
-  return UserError(
+  kind = UserError if isinstance(error, PermissionError) else Damaged
+  return kind(
     f"Checkpoint '{folder}' cannot be read ({one_line(error)}); {way}."
   )
 
 
 def one_line(error: BaseException) -> str:
-  """The first cause of an error in at most 200 characters."""
+  """The first cause of an error, its beginning and its end, in 200 letters."""
   while True:
     cause = error.__cause__
     if cause is None and not error.__suppress_context__:
@@ -178,5 +239,6 @@ def one_line(error: BaseException) -> str:
     if cause is None:
       break
     error = cause
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if len(text) <= 200 else text[:197] + '...'
+  text = str(error).partition('[tensorstore_spec=')[0]
+  text = ' '.join(text.split()) or type(error).__name__
+  return text if len(text) <= 200 else f'{text[:80]} ... {text[-115:]}'

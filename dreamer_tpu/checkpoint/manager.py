@@ -11,13 +11,15 @@ from typing import Any, Self
 
 import jax
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from dreamer_tpu.checkpoint import layout, restore
+from dreamer_tpu.checkpoint import checksums, layout, restore, retention
 from dreamer_tpu.checkpoint.lock import Lock
+from dreamer_tpu.checkpoint.textfile import TextFile, replay_file
 from dreamer_tpu.errors import UserError
 
-Manifests = dict[int, dict[str, Any]]
+Manifests = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class Checkpointer:
     directory: layout.PathLike,
     *,
     keep: int = 2,
+    keep_every: int = 0,
+    keep_best: int = 0,
     timeout: float = 600.0,
     on_commit: Callable[[Manifests], None] | None = None,
   ):
@@ -59,11 +63,14 @@ class Checkpointer:
     Args:
       directory: `LOGDIR/checkpoints`, local or gs://.
       keep: The newest steps to keep.
+      keep_every: See `retention.policy`; as `keep_best`. Both keep the agent
+        and the run state for good, the replay only as long as `keep` does.
+      keep_best: See there.
       timeout: Seconds that processes wait for each other in a save.
       on_commit: Called in the background after each commit with the replay
-        manifests of all steps that are kept: {step: {shard: manifest}}. The
-        next save waits for it, so it may delete chunks that none of them
-        names.
+        manifests of all folders that are kept, those put aside as damaged
+        too: {folder's name: {shard: manifest}}. The next save waits for it,
+        so it may delete chunks that none of them names.
 
     Raises:
       UserError: The folder cannot be written, or another run is using it.
@@ -77,17 +84,23 @@ class Checkpointer:
         f'({layout.one_line(error)}); choose another logdir.'
       ) from error
     self._lock = Lock(self.directory)
+    logging.get_absl_logger().addFilter(_not_from_orbax)
     self._on_commit = on_commit
+    self._keep = keep
     self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     self._thread: threading.Thread | None = None
     self._current: int | None = None
     self._failed = False
     context = ocp.Context()
     context.asynchronous.timeout_secs = int(timeout)
+    # In the background, a folder that cannot be made holds up the end of the
+    # process by minutes; but here, it would hold up the other processes.
+    several = jax.process_count() > 1
+    context.asynchronous.create_directories_asynchronously = several
     self._orbax = ocp.training.Checkpointer(
       self.directory,
       context=context,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      preservation_policy=retention.policy(keep, keep_every, keep_best),
       cleanup_tmp_directories=True,
     )
 
@@ -105,23 +118,56 @@ class Checkpointer:
     """The newest committed step, or None."""
     return max(self.steps(), default=None)
 
+  def traces(self) -> list[int]:
+    """`steps`, and those of them that have lost files since."""
+    return layout.traces(self.directory)
+
   def saving(self) -> bool:
     """Whether a save is still being written."""
     return self._thread is not None and self._thread.is_alive()
 
+  def has_replay(self, step: int) -> bool:
+    """Whether a run can go on from a step, because its replay was kept."""
+    return layout.has_replay(self.directory / str(step))
+
+  def set_aside(self, step: int) -> None:
+    """Renames a damaged step, so that it is no step any more; all processes.
+
+    The chunks that it names stay as long as its folder.
+    """
+    folder = self.directory / str(step)
+    if jax.process_index() == 0:
+      other = len(list(self.directory.glob(f'{step}.{layout.ASIDE}*')))
+      suffix = f'{layout.ASIDE}{other + 1 if other else ""}'
+      target = self.directory / f'{step}.{suffix}'
+      folder.rename(target)
+      logging.warning(
+        "The damaged checkpoint was put aside as '%s'; delete it when you no "
+        'longer need it.',
+        target,
+      )
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'set aside {step}')
+    self._orbax.reload()
+
   def restore(
-    self, step: int, abstract: Any, config: Mapping[str, Any] | None = None
+    self,
+    step: int,
+    abstract: Any,
+    config: Mapping[str, Any] | None = None,
+    carry: Any = None,
   ) -> restore.Restored:
     """Reads a committed step; see `restore.restore`.
 
     The run goes on from there: newer steps are given up at the next save.
     """
-    if step not in self.steps():
+    if step not in self.traces():
       raise UserError(
         f"No checkpoint of step {step} in '{self.directory}', which holds "
         f'{self.steps()}.'
       )
-    restored = restore.restore(self.directory / str(step), abstract, config)
+    folder = self.directory / str(step)
+    restored = restore.restore(folder, abstract, config, carry)
     self._current = step
     return restored
 
@@ -131,6 +177,9 @@ class Checkpointer:
     agent: Any,
     run: Mapping[str, Any],
     write_replay: Callable[[], dict[str, Any]] | None = None,
+    *,
+    carry: Any = None,
+    score: float | None = None,
   ) -> None:
     """Starts a save and returns once the arrays are copied off the devices.
 
@@ -143,6 +192,8 @@ class Checkpointer:
       run: JSON values; copied before this returns.
       write_replay: Writes this process's new replay chunks and returns their
         manifest. Runs in the background, and always before the commit.
+      carry: As `agent`, of sequences that are trained in parts.
+      score: Of an evaluation, by which the best steps are kept.
 
     Raises:
       UserError: The folder holds newer steps of another run.
@@ -163,11 +214,15 @@ class Checkpointer:
     self._give_up_newer(step)
     items = {
       layout.AGENT: agent,
-      layout.RUN: _TextFile(layout.RUN_FILE, lambda: text, shared=True),
-      layout.REPLAY: _replay_file(write_replay),
+      layout.RUN: TextFile(layout.RUN_FILE, lambda: text, shared=True),
+      layout.REPLAY: replay_file(write_replay),
     }
+    if carry is not None:
+      items[layout.CARRY] = carry
     try:
-      response = self._orbax.save_checkpointables_async(step, items, force=True)
+      response = self._orbax.save_checkpointables_async(
+        step, items, force=True, metrics=retention.metrics(score)
+      )
     except (OSError, RuntimeError, ValueError) as error:
       self._record(step, start, time.perf_counter() - start, error)
       return
@@ -237,7 +292,7 @@ class Checkpointer:
     self._current = step
     self._record(step, start, blocking, None)
     try:
-      self._committed()
+      self._committed(step)
     except Exception as error:  # nor may this end in a thread that nobody reads
       logging.warning(
         'Step %d is saved, but what followed failed: %s',
@@ -245,10 +300,19 @@ class Checkpointer:
         layout.one_line(error),
       )
 
-  def _committed(self) -> None:
+  def _committed(self, step: int) -> None:
+    checksums.write(self.directory / str(step))
+    kept = [self.directory / str(x) for x in self.steps()]
+    if jax.process_index() == 0:
+      for folder in kept[: -self._keep]:
+        if layout.has_replay(folder):
+          retention.release(folder)
     if self._on_commit is not None:
-      folders = {x: self.directory / str(x) for x in self.steps()}
-      self._on_commit({k: layout.read_manifests(v) for k, v in folders.items()})
+      manifests = {x.name: layout.read_manifests(x) for x in kept}
+      for folder in layout.aside(self.directory):
+        with contextlib.suppress(ValueError, OSError):
+          manifests[folder.name] = layout.read_manifests(folder)
+      self._on_commit(manifests)
 
   def _record(self, step, start, blocking, error: Exception | None) -> None:
     outcome = Outcome(
@@ -270,40 +334,13 @@ class Checkpointer:
     self._outcomes.put(outcome)
 
 
+def _not_from_orbax(record: Any) -> bool:
+  """Failures are told in a line of ours; Orbax's are pages long."""
+  return logging.level_debug() or '/orbax/' not in record.pathname
+
+
 def _reason(error: Exception) -> str:
   text = layout.one_line(error)
   if 'DEADLINE_EXCEEDED' in text:
     return f'another process failed to save or took too long ({text})'
   return text
-
-
-class _TextFile:
-  """One text file of a step, made and written in the background.
-
-  Orbax calls `save` on the main thread and awaits what it returns on another
-  one; the step commits after that.
-  """
-
-  def __init__(self, name: str, make: Callable[[], str], *, shared: bool):
-    self._name = name
-    self._make = make
-    self._writes = not shared or jax.process_index() == 0
-
-  async def save(self, directory: ocp.path.PathAwaitingCreation):
-    async def write():
-      if self._writes:
-        text = self._make()
-        folder = await directory.await_creation()
-        (folder / self._name).write_text(text)
-
-    return write()
-
-  async def load(self, directory: ocp.path.Path):
-    raise NotImplementedError('The files are read directly; see layout.py.')
-
-
-def _replay_file(write: Callable[[], dict[str, Any]] | None) -> _TextFile:
-  name = f'{jax.process_index()}.json'
-  return _TextFile(
-    name, lambda: json.dumps(write() if write else {}), shared=False
-  )

@@ -45,6 +45,10 @@ class Learner:
     batch_size: Rows of the global batch.
     seed: Of parameters and training.
     report_grads: Whether reports tell the gradient norm of every loss term.
+
+  Attributes:
+    state: The agent's state.
+    carry: Of the sequences that are trained in parts.
   """
 
   def __init__(
@@ -65,7 +69,7 @@ class Learner:
     self.state: Tree = {}
     # An argument, not a constant: all seeds share one compiled program.
     self._seed = self._scalar(np.uint32(seed))
-    self._carry = self.steps.new_carry()
+    self.carry = self.steps.new_carry()
     self._pending: tuple | None = None
 
   def init(self) -> None:
@@ -93,8 +97,8 @@ class Learner:
     Returns:
       The result of the update before it, if not yet handed out.
     """
-    self.state, self._carry, latents, metrics = self.steps.train(
-      self.state, self._carry, batch, self._seed
+    self.state, self.carry, latents, metrics = self.steps.train(
+      self.state, self.carry, batch, self._seed
     )
     previous = self._pending
     self._pending = (stepid[:, self.agent.context :], latents, metrics)

@@ -261,7 +261,7 @@ class Replay:
     directory: epath.PathLike,
     manifests: Sequence[Mapping[str, Any]],
     count: int | None = None,
-  ) -> None:
+  ) -> bool:
     """Replaces the contents by saved ones.
 
     With as many shards as were saved, each restores its own exactly as it
@@ -275,6 +275,9 @@ class Replay:
       manifests: Those of all shards of one checkpoint, in any order.
       count: Number of shards now; as many as manifests when None.
 
+    Returns:
+      Whether steps have the addresses that they had.
+
     Raises:
       UserError: If the steps have other keys, shapes or dtypes; nothing has
         changed then.
@@ -286,7 +289,7 @@ class Replay:
     with self._lock:
       self._clear()
       try:
-        self._restore(directory, manifests, count or len(manifests))
+        return self._restore(directory, manifests, count or len(manifests))
       except BaseException:
         self._clear()
         raise
@@ -302,7 +305,7 @@ class Replay:
     directory: epath.PathLike,
     manifests: Sequence[Mapping[str, Any]],
     count: int,
-  ) -> None:
+  ) -> bool:
     layout = restore.lay_out(
       manifests, self._journal.shard, count, self._chunksize, self._fields
     )
@@ -316,6 +319,7 @@ class Replay:
       self._journal.adopt(directory)
       self._rng.bit_generator.state = restore.decode_rng(layout.own['rng'])
       self._inserts, self._samples = layout.own['counts']
+    return layout.own is not None
 
   def _state(self) -> dict[str, Any]:
     """Returns the manifest, but for its files."""

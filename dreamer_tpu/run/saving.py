@@ -4,16 +4,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
-from dreamer_tpu.checkpoint.manager import Checkpointer, Manifests, Outcome
+from dreamer_tpu.checkpoint.fallback import restore_newest
+from dreamer_tpu.checkpoint.manager import Checkpointer, Outcome
 from dreamer_tpu.checkpoint.partial import restore_partial
+from dreamer_tpu.checkpoint.shard import LOCAL, Shard
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.replay import Replay
-from dreamer_tpu.replay.snapshot import Snapshot
 
 State = dict[str, Any]
 
@@ -28,6 +31,7 @@ class Saver:
     logdir: Of the run.
     learner: Whose state is saved.
     replay: Whose steps are saved.
+    eval_replay: The same for the steps of evaluations, if they are kept.
   """
 
   def __init__(
@@ -36,18 +40,21 @@ class Saver:
     logdir: epath.Path,
     learner: Learner,
     replay: Replay,
+    eval_replay: Replay | None = None,
   ):
     self._config = config
     self._learner = learner
-    self._replay = replay
-    self._folder = logdir / 'replay'
-    self._snapshot: Snapshot | None = None
+    self._parts = config.consec_train > 1
+    self._shard = Shard(logdir, replay, eval_replay)
     self._outcomes: list[Outcome] = []
+    self._warned = False
     self._checkpointer = Checkpointer(
       logdir / 'checkpoints',
       keep=config.checkpoint.keep,
+      keep_every=config.checkpoint.keep_every,
+      keep_best=config.checkpoint.keep_best,
       timeout=config.checkpoint.timeout,
-      on_commit=self._prune,
+      on_commit=self._shard.prune,
     )
 
   def __enter__(self) -> 'Saver':
@@ -59,49 +66,81 @@ class Saver:
   def load_or_init(self, say: Callable[[str], None]) -> State:
     """Restores the newest checkpoint, or makes a fresh agent.
 
+    Where the newest one is damaged, the one before it is restored.
+
     Args:
       say: Shows a status line.
 
     Returns:
-      The `run` state that was saved, empty for a fresh run.
+      The `run` state that was saved, empty for a fresh run. It has this
+      process's LOCAL if its replay has the addresses that it had.
 
     Raises:
-      UserError: The checkpoint does not fit the configuration.
+      UserError: The checkpoint does not fit the configuration, or none can be
+        read.
     """
-    step = self._checkpointer.latest()
-    if step is None:
+    if not self._checkpointer.traces():
       self._learner.init()
       if self._config.run.from_checkpoint:
         self._load_parts(say)
       return {}
-    say(f'Restoring the checkpoint of step {step:,}.')
-    restored = self._checkpointer.restore(
-      step, self._learner.abstract, self._config.to_dict()
-    )
-    self._learner.state = restored.agent
-    self._replay.load(self._folder, list(restored.replay.values()))
-    return restored.run
 
-  def save(self, step: int, state: State) -> None:
+    def attempt(step: int) -> State:
+      say(f'Restoring the checkpoint of step {step:,}.')
+      return self._load(step)
+
+    return restore_newest(self._checkpointer, attempt)
+
+  def ready(self) -> bool:
+    """Whether the save before has ended; says so once if not.
+
+    To be asked before a periodic save, on process 0 for all of them. Where it
+    says no the save is left out, as `save` would wait.
+    """
+    if not self._checkpointer.saving():
+      return True
+    if not self._warned:
+      logging.warning(
+        'Writing a checkpoint takes longer than run.save_every=%g seconds; '
+        'no other one is begun meanwhile.',
+        self._config.run.save_every,
+      )
+    self._warned = True
+    return False
+
+  def save(
+    self,
+    step: int,
+    state: State,
+    local: State | None = None,
+    score: float | None = None,
+  ) -> None:
     """Starts a save; returns when the arrays have left the devices.
 
     Waits for the save before.
 
     Args:
       step: Agent steps.
-      state: JSON values to find again in `load_or_init`.
+      state: JSON values to find again in `load_or_init`, of all processes.
+      local: The same of this process, valid only with the replay as it is,
+        such as the states of streams.
+      score: Of an evaluation, by which the best checkpoints are kept.
     """
     self._outcomes += self._checkpointer.wait()
-    if self._snapshot:
-      self._snapshot.discard()  # Only has an effect if the save failed.
-    self._snapshot = self._replay.snapshot(self._folder)
+    self._warned = False
+    self._shard.freeze(local)
     state = {
       **state,
       'config': self._config.to_dict(),
       'spaces': spaces_to_json(self._learner.agent),
     }
     self._checkpointer.save(
-      step, self._learner.state, state, self._snapshot.write
+      step,
+      self._learner.state,
+      state,
+      self._shard.write,
+      carry=self._learner.carry if self._parts else None,
+      score=score,
     )
 
   def poll(self) -> dict[str, float]:
@@ -137,6 +176,21 @@ class Saver:
       }
     return metrics
 
+  def _load(self, step: int) -> State:
+    restored = self._checkpointer.restore(
+      step,
+      self._learner.abstract,
+      self._config.to_dict(),
+      _abstract(self._learner.carry) if self._parts else None,
+    )
+    local = self._shard.load(restored.replay)
+    self._learner.state = restored.agent
+    if self._parts and (local is None or restored.carry is None):
+      return restored.run  # Sequences begin anew.
+    if self._parts:
+      self._learner.carry = restored.carry
+    return restored.run if local is None else {**restored.run, LOCAL: local}
+
   def _load_parts(self, say: Callable[[str], None]) -> None:
     state = self._learner.state
     tree = {
@@ -153,9 +207,11 @@ class Saver:
     rest = {k: tree.pop(k) for k in ('slow_value', 'retnorm')}
     self._learner.state = {**state, 'params': tree, **rest}
 
-  def _prune(self, kept: Manifests) -> None:
-    manifests = [m for shards in kept.values() for m in shards.values()]
-    self._replay.prune(self._folder, manifests)
+
+def _abstract(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
 
 
 def spaces_to_json(agent: Agent) -> dict[str, Any]:

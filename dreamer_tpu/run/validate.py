@@ -81,6 +81,8 @@ MINIMUM: dict[str, float] = {
   'agent.opt.warmup': 0,
   'agent.opt.weight_decay': 0,
   'checkpoint.keep': 1,
+  'checkpoint.keep_every': 0,
+  'checkpoint.keep_best': 0,
   'checkpoint.timeout': 1,
   'env.atari.repeat': 1,
   'env.atari.noops': 0,

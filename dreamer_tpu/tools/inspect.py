@@ -73,6 +73,13 @@ def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
   steps = layout.steps(folder.parent)
   yield f'checkpoint {folder}'
   yield f'steps {", ".join(map(str, steps)) or folder.name}'
+  agents = [x for x in steps if not layout.has_replay(folder.parent / str(x))]
+  if agents:
+    yield f'without replay {", ".join(map(str, agents))}'
+  if damaged := layout.aside(folder.parent):
+    yield f'damaged {", ".join(x.name for x in damaged)}'
+  if (score := layout.read_score(folder)) is not None:
+    yield f'score {score:g}'
   items = sorted(x.name for x in folder.iterdir() if x.is_dir())
   yield f'items {", ".join(items)}'
   yield from _arrays(layout.flatten(layout.read_shapes(folder)), pattern)

@@ -133,8 +133,13 @@ def test_newest_steps_are_kept_and_their_manifests_handed_over(tmp_path):
       checkpointer.save(step, make_agent(step), {}, lambda s=step: {'s': s})
     checkpointer.wait()
     assert checkpointer.steps() == [30, 120]
-  assert [sorted(x) for x in commits] == [[10], [10, 20], [20, 30], [30, 120]]
-  assert commits[-1] == {30: {'0': {'s': 30}}, 120: {'0': {'s': 120}}}
+  assert [list(x) for x in commits] == [
+    ['10'],
+    ['10', '20'],
+    ['20', '30'],
+    ['30', '120'],
+  ]
+  assert commits[-1] == {'30': {'0': {'s': 30}}, '120': {'0': {'s': 120}}}
 
 
 def test_saving_the_step_that_was_restored_does_nothing(tmp_path):

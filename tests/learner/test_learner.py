@@ -24,7 +24,7 @@ class Bench:
 
   def reset(self):
     self.learner.state = jax.device_put(self._saved, self.learner.shardings)
-    self.learner._carry = self.learner.steps.new_carry()
+    self.learner.carry = self.learner.steps.new_carry()
     self.learner.flush()
     return self.learner
 
