@@ -1,11 +1,21 @@
 """Damaged files: named, and the run goes on from the step before."""
 
 import pytest
+from absl import logging
 
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.fallback import restore_newest
 from dreamer_tpu.errors import UserError
 from tests.checkpoint.small_run import Run, contents
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+  """Warnings are shown, whatever tests before this one have set."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  yield
+  logging.set_verbosity(before)
 
 
 @pytest.fixture

@@ -9,8 +9,18 @@ import resource
 import subprocess
 
 import pytest
+from absl import logging
 
 from tests.checkpoint.small_run import Run, contents
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+  """Warnings are shown, whatever tests before this one have set."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  yield
+  logging.set_verbosity(before)
 
 
 def mount(*args):

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from absl import logging
 
 from configs import base
 from dreamer_tpu.checkpoint import layout
@@ -13,6 +14,15 @@ from tests.learner import small
 
 STREAMS = 4
 CAPACITY = 600
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+  """Warnings are shown, whatever tests before this one have set."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  yield
+  logging.set_verbosity(before)
 
 
 class Run:
