@@ -341,6 +341,6 @@ def _not_from_orbax(record: Any) -> bool:
 
 def _reason(error: Exception) -> str:
   text = layout.one_line(error)
-  if 'DEADLINE_EXCEEDED' in text:
+  if 'DEADLINE_EXCEEDED' in text or 'barrier' in text:
     return f'another process failed to save or took too long ({text})'
   return text

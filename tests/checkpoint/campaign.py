@@ -1,0 +1,146 @@
+"""Kills a run of two processes at random moments, and looks what is left.
+
+python -m tests.checkpoint.campaign --kills=60 --logdir=/tmp/campaign
+
+Every restart has to resume from the newest committed step, with the agent and
+the replay that were hashed when that step was saved.
+"""
+
+import argparse
+import collections
+import pathlib
+import random
+import shutil
+import sys
+import time
+from typing import NamedTuple
+
+from dreamer_tpu.checkpoint import layout
+from tests.checkpoint.processes import Processes
+
+COUNT = 2
+LIMIT = 180
+
+
+class Result(NamedTuple):
+  """What a campaign has seen.
+
+  Attributes:
+    kills: Processes pairs killed.
+    writing: Of these, while a save was being written.
+    commits: Steps that were committed.
+    faults: One line for everything that was lost or wrong.
+  """
+
+  kills: int
+  writing: int
+  commits: int
+  faults: list[str]
+
+
+class Campaign:
+  """Kills and checks."""
+
+  def __init__(self, logdir, seed=0):
+    self._logdir = logdir
+    self._rng = random.Random(seed)
+    # By step, what each process said that it would save.
+    self._promised = collections.defaultdict(dict)
+    self._committed = set()
+    self._newest = 0
+    self._writing = 0
+    self._faults = []
+
+  def run(self, kills):
+    """Kills so many times, then starts once more to look."""
+    for number in range(kills + 1):
+      processes = Processes('forever', self._logdir, COUNT)
+      try:
+        self._wait(processes, 'restored' if number == kills else 'committed')
+        if number < kills:
+          time.sleep(self._rng.uniform(0, 2))
+          self._kill(processes)
+      finally:
+        processes.kill()
+      self._check(processes)
+      print(f'{number}: newest {self._newest}, {self._faults}', flush=True)
+    steps = len(self._committed)
+    return Result(kills, self._writing, steps, self._faults)
+
+  def _wait(self, processes, event):
+    deadline = time.monotonic() + LIMIT
+    while not all(
+      any(x['event'] == event for x in lines) for lines in processes.lines
+    ):
+      if time.monotonic() > deadline or processes.all[0].poll() is not None:
+        processes.kill()
+        errors = [line for lines in processes.errors for line in lines]
+        raise RuntimeError(''.join(errors))
+      time.sleep(0.01)
+
+  def _kill(self, processes):
+    """Both at once, or one and a little later the other.
+
+    At any moment, or at one after a save has begun.
+    """
+    if self._rng.random() < 0.5:
+      while not self._saving() and processes.all[0].poll() is None:
+        time.sleep(0.002)
+      time.sleep(self._rng.uniform(0, 0.15))
+    order = self._rng.sample(processes.all, COUNT)
+    order[0].kill()
+    if self._rng.random() < 0.5:
+      time.sleep(self._rng.uniform(0, 0.3))
+    order[1].kill()
+    self._writing += self._saving()
+
+  def _saving(self):
+    names = [x.name for x in (self._logdir / 'checkpoints').iterdir()]
+    return any('.orbax-checkpoint-tmp' in name for name in names)
+
+  def _check(self, processes):
+    for index, lines in enumerate(processes.lines):
+      self._check_restored(index, lines[0])
+      for line in lines:
+        hashes = line['agent'], line['replay']
+        if line['event'] == 'saving':
+          self._promised[line['step']][index] = hashes
+        elif line['event'] == 'committed':
+          self._committed.add(line['of'])
+        elif line['event'] == 'failed':
+          self._faults.append(f'a save failed: {line}')
+    steps = layout.steps(self._logdir / 'checkpoints')
+    self._newest = max(steps, default=0)
+    self._committed |= set(steps)
+    if self._newest < max(self._committed):
+      lost = max(self._committed)
+      self._faults.append(f'step {lost} was committed and is lost')
+    if layout.aside(layout.absolute(self._logdir / 'checkpoints')):
+      self._faults.append('a committed step was damaged')
+
+  def _check_restored(self, index, line):
+    if line['event'] != 'restored' or line['step'] != self._newest:
+      self._faults.append(f'{line} instead of step {self._newest}')
+      return
+    promised = self._promised[self._newest].get(index)
+    if self._newest and promised != (line['agent'], line['replay']):
+      self._faults.append(f'{line} is not what was saved, {promised}')
+
+
+def main():
+  """Runs a campaign; 1 if something was lost."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--kills', type=int, default=60)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--logdir', type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  shutil.rmtree(args.logdir, ignore_errors=True)
+  args.logdir.mkdir(parents=True)
+  begin = time.monotonic()
+  result = Campaign(args.logdir, args.seed).run(args.kills)
+  print(result, f'{time.monotonic() - begin:.0f} s')
+  return int(bool(result.faults))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

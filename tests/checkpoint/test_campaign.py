@@ -1,0 +1,10 @@
+"""The short form of campaign.py."""
+
+from tests.checkpoint.campaign import Campaign
+
+
+def test_kills_at_random_moments(tmp_path):
+  result = Campaign(tmp_path).run(kills=5)
+  assert not result.faults
+  assert result.writing >= 2
+  assert result.commits >= 5

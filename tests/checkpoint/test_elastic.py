@@ -1,0 +1,81 @@
+"""Runs of several processes: changing in number, failing one by one."""
+
+from dreamer_tpu.checkpoint import layout
+from tests.checkpoint.processes import Processes
+
+PHASES = [(1, '1,2,2'), (2, '2,1,2'), (4, '2,2,1'), (1, '4,1,1')]
+
+
+def stored(processes, event):
+  """Digests by step of all processes; no step may be twice."""
+  result = {}
+  for lines in processes.lines:
+    (line,) = [x for x in lines if x['event'] == event]
+    assert not result.keys() & line['numbers'].keys()
+    result |= line['numbers']
+  return result
+
+
+def test_one_two_four_one(tmp_path):
+  agents, steps = None, {}
+  for count, mesh in PHASES:
+    processes = Processes('once', tmp_path, count, mesh)
+    codes = processes.end()
+    assert codes == [0] * count, processes.errors
+    held = stored(processes, 'held')
+    assert held == steps
+    first = {x[0]['agent'] for x in processes.lines}
+    assert len(first) == 1
+    assert agents is None or first == agents
+    agents = {x[-1]['agent'] for x in processes.lines}
+    assert agents != first
+    steps = stored(processes, 'saved')
+    assert len(steps) == len(held) + 40 * 8
+  assert len(steps) == 4 * 40 * 8
+
+
+def events(processes):
+  """What happened, by process."""
+  return [[(x['event'], x['step']) for x in y] for y in processes.lines]
+
+
+def test_damage_that_one_process_finds(tmp_path):
+  first = Processes('saves', tmp_path, 2)
+  assert first.end() == [0, 0], first.errors
+  older, newest = layout.steps(tmp_path / 'checkpoints')
+  folders = [tmp_path / 'checkpoints' / str(x) for x in (older, newest)]
+  names = [
+    {file['name'] for file in layout.read_manifests(folder)['1']['files']}
+    for folder in folders
+  ]
+  path = tmp_path / 'replay' / min(names[1] - names[0])
+  path.write_bytes(path.read_bytes()[:-1])
+  second = Processes('once', tmp_path, 2)
+  assert second.end() == [0, 0], second.errors
+  for index in range(2):
+    (saved,) = [
+      x
+      for x in first.lines[index]
+      if (x['event'], x['step']) == ('saving', older)
+    ]
+    restored = second.lines[index][0]
+    assert restored == {**saved, 'event': 'restored'}
+    assert any(path.name in line for line in second.errors[index])
+  assert (tmp_path / 'checkpoints' / f'{newest}.damaged').exists()
+
+
+def test_a_process_that_cannot_write(tmp_path):
+  (tmp_path / 'block').touch()
+  processes = Processes('saves', tmp_path, 2)
+  assert processes.end() == [0, 0], processes.errors
+  expected = [
+    ('restored', 0),
+    *(('saving', 320), ('committed', 320)),
+    *(('saving', 640), ('failed', 640)),
+    *(('saving', 960), ('committed', 960)),
+  ]
+  assert events(processes) == [expected, expected]
+  assert layout.steps(tmp_path / 'checkpoints') == [320, 960]
+  reasons = [x[4]['why'] for x in processes.lines]
+  assert 'another process failed to save' in reasons[0]
+  assert '0001' in reasons[1]
