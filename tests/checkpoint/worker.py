@@ -150,7 +150,7 @@ class Worker:
       x
       for chunk in chunks
       for x in (
-        np.int64([chunk.serial, chunk.stream, chunk.fill]),
+        np.int64([chunk.serial, chunk.next.serial if chunk.next else -1]),
         *(chunk.arrays[key][: chunk.fill] for key in SPEC),
       )
     )
