@@ -1,7 +1,7 @@
 """The agent: pure functions from states and batches to new states."""
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -159,8 +159,6 @@ class Agent:
     carry: Tree,
     batch: Batch,
     key: jax.Array | None,
-    *,
-    whole: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> tuple[Tree, Tree, Tree, Tree]:
     """One update of all networks.
 
@@ -171,8 +169,6 @@ class Agent:
         is_terminal, the latents if K > 0, and `consec` int32 [B], 0 where a
         sequence starts; K = `context`.
       key: PRNG key, or None to take modes.
-      whole: Puts an array that is split over devices on all of them, so that
-        what follows needs no communication.
 
     Returns:
       The new state and carry, the fresh latents [B, T, ...] to write back,
@@ -189,7 +185,6 @@ class Agent:
         obs,
         last_action,
         key,
-        whole,
       )
 
     (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'])
@@ -305,7 +300,6 @@ class Agent:
     obs,
     last_action,
     key,
-    whole=lambda x: x,
   ) -> tuple[jax.Array, tuple]:
     """The scaled sum of all terms, and what goes along with it."""
     model = self._model(params)
@@ -315,7 +309,7 @@ class Agent:
       model, start, obs, last_action, keys[0]
     )
     actor_terms, imagined, critics, retnorm, actor_metrics = self._actor_critic(
-      params, slow_value, retnorm, states, keys[1], whole
+      params, slow_value, retnorm, states, keys[1]
     )
     terms |= actor_terms
     shape = obs['is_first'].shape
@@ -370,7 +364,7 @@ class Agent:
     terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
     return states, terms, metrics
 
-  def _actor_critic(self, params, slow_value, retnorm, states, key, whole):
+  def _actor_critic(self, params, slow_value, retnorm, states, key):
     """Losses of actor and critic in imagination from every replayed state."""
     model = self._model(params)
     start = {
@@ -400,7 +394,6 @@ class Agent:
       slow,
       retnorm,
       self.config,
-      whole,
     )
     imagined = {**actions, 'return': returns}
     return terms, imagined, (value.logits, slow.logits), retnorm, metrics

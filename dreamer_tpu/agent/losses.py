@@ -1,13 +1,13 @@
 """The terms of the loss (Section 'Methods' of the paper)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent import normalizer
+from dreamer_tpu.agent import normalizer, placement
 from dreamer_tpu.agent.distributions import Categorical, TwoHot
 from dreamer_tpu.agent.heads import Policy
 from dreamer_tpu.agent.returns import lambda_return
@@ -51,7 +51,6 @@ def imagination(
   slow: TwoHot,
   retnorm: normalizer.State,
   config: Any,
-  whole: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[Losses, jax.Array, normalizer.State, Metrics]:
   """Actor and critic losses on imagined trajectories (Eqs. 7, 8, 11).
 
@@ -66,7 +65,6 @@ def imagination(
     slow: Slow critic at the features.
     retnorm: State of the return normalizer.
     config: `agent` of the configuration.
-    whole: Puts an array that is split over devices on all of them.
 
   Returns:
     `policy` and `value` losses [H, N], returns [H, N], the new normalizer
@@ -81,7 +79,7 @@ def imagination(
     last.T, 1 - cont.T, reward.T, target.T, 1.0, config.lam
   ).T
   norm = config.retnorm
-  everywhere = whole(sg(returns))
+  everywhere = placement.whole(sg(returns))
   retnorm = normalizer.update(
     retnorm, everywhere, rate=norm.rate, low=norm.low, high=norm.high
   )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dreamer_tpu.agent import layers
+from dreamer_tpu.agent import layers, placement
 from dreamer_tpu.agent.distributions import Categorical
 
 Array = jax.Array
@@ -69,6 +69,56 @@ class Weights:
   post_scale: Array
   post_rest: tuple[Dense, ...]
   logits: tuple[Array, Array]
+
+
+def place(w: Weights) -> Weights:
+  """The weights as the loop takes them when devices share a model.
+
+  Kernels of `deter` and `stoch` are split by inputs, so that every step needs
+  three sums over devices: of both input layers at once, of the hidden norm,
+  and of the posterior layer. As parameters they are split by outputs.
+  """
+  by_block = lambda x: placement.constrain(x, 'blocks', None, None)
+  of_deter = lambda x: placement.constrain(x, 'block_units', None)
+  same = lambda x: placement.constrain(x, *[None] * x.ndim)
+  whole = lambda tree: jax.tree.map(same, tree)
+  kernel, bias = w.logits
+  return Weights(
+    deter=whole(w.deter).replace(kernel=of_deter(w.deter.kernel)),
+    stoch=whole(w.stoch).replace(
+      kernel=placement.constrain(w.stoch.kernel, 'units', None)
+    ),
+    own=by_block(w.own),
+    shared=by_block(w.shared),
+    hidden_scale=by_block(w.hidden_scale),
+    hidden=jax.tree.map(by_block, w.hidden),
+    gates=jax.tree.map(by_block, w.gates),
+    post=of_deter(w.post),
+    post_scale=same(w.post_scale),
+    post_rest=whole(w.post_rest),
+    logits=(
+      placement.constrain(kernel, None, 'units'),
+      placement.constrain(bias, 'units'),
+    ),
+  )
+
+
+def _place_state(deter: Array, stoch: Array) -> tuple[Array, Array]:
+  """`deter` [B, D] split by blocks and `stoch` [B, S C] by variables."""
+  return (
+    placement.constrain(deter, 'rows', 'block_units'),
+    placement.constrain(stoch, 'rows', 'units'),
+  )
+
+
+def _place_steps(tree: Any) -> Any:
+  """What steps take or leave: by blocks [T, g, B, ...], or whole [T, B, H]."""
+
+  def place(x):
+    blocks = ['blocks'] if x.ndim == 4 else []
+    return placement.constrain(x, None, *blocks, 'rows', None)
+
+  return jax.tree.map(place, tree)
 
 
 class Inputs(NamedTuple):
@@ -138,7 +188,8 @@ def transition(
     `deter` [B, D] of the next step, and the results of the products.
   """
   blocks = len(w.own)
-  ins = w.deter.linear(deter), w.stoch.linear(stoch)
+  split = lambda x: placement.constrain(x, 'rows', None)
+  ins = split(w.deter.linear(deter)), split(w.stoch.linear(stoch))
   shared = jnp.concatenate(
     [activate(ins[0], w.deter.scale), activate(ins[1], w.stoch.scale)], -1
   )
@@ -157,7 +208,7 @@ def transition(
 
 def _posterior(w: Weights, deter: Array, token: Array) -> tuple[Array, tuple]:
   """Logits [B, S C] from `deter` [B, D], and the products on the way."""
-  saved = [deter @ w.post + token]
+  saved = [placement.constrain(deter @ w.post + token, 'rows', None)]
   x = activate(saved[0], w.post_scale)
   for layer in w.post_rest:
     saved.append(layer.linear(x))
@@ -194,12 +245,16 @@ def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
     deter, products = transition(w, deter * keep, stoch * keep, inputs.action)
     logits, post = _posterior(w, deter, inputs.token)
     index = _dist(logits, classes, unimix).choose(inputs.noise)
-    stoch = _onehot(index, classes, deter.dtype)
+    deter, stoch = _place_state(deter, _onehot(index, classes, deter.dtype))
     saved = (products, post) if save else None
     return (deter, stoch), (Outputs(deter, logits, index), saved)
 
-  _, (outputs, saved) = jax.lax.scan(step, (deter, stoch), inputs)
-  return outputs, saved
+  inputs = inputs._replace(
+    action=_place_steps(inputs.action), token=_place_steps(inputs.token)
+  )
+  start = _place_state(deter, stoch)
+  _, (outputs, saved) = jax.lax.scan(step, start, inputs)
+  return outputs, _place_steps(saved)
 
 
 def _forward_rule(classes, unimix, w, deter, stoch, inputs):
@@ -225,13 +280,15 @@ def _backward_rule(classes, unimix, residuals, cotangents):
     d_next = d_next + d_deter + d_out
     d_deter, d_stoch, d_saved = _transition_cotangents(w, deter, saved, d_next)
     keep = keep[:, None]
-    return (d_deter * keep, d_stoch * keep), (d_logits, d_post, d_saved)
+    state = _place_state(d_deter * keep, d_stoch * keep)
+    return state, (d_logits, d_post, d_saved)
 
-  zeros = jnp.zeros_like(deter), jnp.zeros_like(stoch)
+  zeros = _place_state(jnp.zeros_like(deter), jnp.zeros_like(stoch))
   xs = (deters, inputs.keep, outputs.logits, saved, *cotangents[:2])
   (d_deter, d_stoch), stacked = jax.lax.scan(step, zeros, xs, reverse=True)
+  d_logits, *stacked = stacked
   d_w, d_action, d_token = _weight_cotangents(
-    w, deters, stochs, outputs.deter, saved, *stacked
+    w, deters, stochs, outputs.deter, saved, d_logits, *_place_steps(stacked)
   )
   d_inputs = inputs._replace(
     action=d_action, token=d_token, keep=None, noise=None

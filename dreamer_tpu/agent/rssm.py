@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import layers, recurrence
+from dreamer_tpu.agent import layers, placement, recurrence
 from dreamer_tpu.agent.distributions import Categorical
 
 State = dict[str, jax.Array]
@@ -148,12 +148,13 @@ class RSSM(nnx.Module):
 
   def prior_of(self, deter: jax.Array) -> Categorical:
     """The prior over `stoch`, [..., S, C], given `deter` [..., D] (Eq. 3)."""
+    deter = placement.whole_features(deter)
     return self._categorical(self.prior_logits(self.prior(deter)))
 
   def feat(self, state: State) -> jax.Array:
     """[..., D + S * C]: what all heads see."""
-    deter, stoch = state['deter'], state['stoch']
-    return jnp.concatenate([deter, flatten(stoch)], -1)
+    parts = state['deter'], flatten(state['stoch'])
+    return jnp.concatenate([placement.whole_features(x) for x in parts], -1)
 
   def _categorical(self, logits: jax.Array) -> Categorical:
     logits = logits.reshape(*logits.shape[:-1], *self.stoch)
@@ -182,33 +183,35 @@ class RSSM(nnx.Module):
     """What the recurrence takes of the parameters, in the compute dtype."""
     own, shared, _ = self._hidden_kernels()
     first = self.post.layer(0)
-    dense = lambda linear, norm: recurrence.Dense(
-      *self._linear(linear), scale=norm.scale[...]
-    )
-    by_block = lambda linear, norm: recurrence.Dense(
-      *self._block_linear(linear), scale=self._block_scale(norm)
-    )
-    return recurrence.Weights(
-      deter=dense(self.in_deter.linear, self.in_deter.norm),
-      stoch=dense(self.in_stoch.linear, self.in_stoch.norm),
+    weights = recurrence.Weights(
+      deter=self._dense(self.in_deter.linear, self.in_deter.norm),
+      stoch=self._dense(self.in_stoch.linear, self.in_stoch.norm),
       own=own,
       shared=shared,
       hidden_scale=self._block_scale(self._hidden(0)[1]),
       hidden=tuple(
-        by_block(*self._hidden(i)) for i in range(1, self.dyn_layers)
+        self._block_dense(*self._hidden(i)) for i in range(1, self.dyn_layers)
       ),
       gates=self._block_linear(self.gru),
       post=first.linear.kernel[...][: self.deter].astype(self.dtype),
       post_scale=first.norm.scale[...],
       post_rest=tuple(
-        dense(x.linear, x.norm)
+        self._dense(x.linear, x.norm)
         for x in map(self.post.layer, range(1, self.post.layers))
       ),
       logits=self._linear(self.post_logits),
     )
+    return recurrence.place(weights)
 
   def _hidden(self, i: int) -> tuple[layers.BlockLinear, layers.Norm]:
     return getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm')
+
+  def _dense(self, linear, norm) -> recurrence.Dense:
+    return recurrence.Dense(*self._linear(linear), scale=norm.scale[...])
+
+  def _block_dense(self, linear, norm) -> recurrence.Dense:
+    scale = self._block_scale(norm)
+    return recurrence.Dense(*self._block_linear(linear), scale=scale)
 
   def _linear(self, layer) -> tuple[jax.Array, jax.Array]:
     kernel, bias = layer.kernel[...], layer.bias[...]

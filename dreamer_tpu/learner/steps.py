@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dreamer_tpu.agent import Agent
+from dreamer_tpu.agent import Agent, placement
 from dreamer_tpu.sharding import rules
 
 Tree = dict[str, Any]
@@ -55,6 +55,7 @@ class Steps:
       mesh, sharding_rules, agent.variables, abstract
     )
     self.abstract = jax.tree.map(_struct, abstract, self.shardings)
+    self._place = rules.placing(mesh, sharding_rules)
     self.metrics: list[str] = []
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.new_carry = jax.jit(
@@ -92,9 +93,10 @@ class Steps:
 
   def _train(self, state, carry, batch, seed):
     key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
-    state, carry, latents, metrics = self.agent.train(
-      self._gather(state), carry, batch, key, whole=self._everywhere
-    )
+    with placement.using(self._place):
+      state, carry, latents, metrics = self.agent.train(
+        self._gather(state), carry, batch, key
+      )
     # One vector is one transfer.
     self.metrics = sorted(metrics)
     vector = jnp.stack([metrics[k].astype(jnp.float32) for k in self.metrics])
@@ -115,9 +117,6 @@ class Steps:
       for k in ('params', 'slow_value')
     }
     return {**state, **networks}
-
-  def _everywhere(self, x):
-    return jax.lax.with_sharding_constraint(x, self.whole)
 
   def _publish(self, params):
     used = {k: params[k] for k in ('encoder', 'rssm', 'policy')}

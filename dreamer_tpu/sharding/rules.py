@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dreamer_tpu.agent import placement
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding.mesh import BATCH, divisors
 
@@ -91,6 +92,33 @@ def state(
   return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
+def placing(mesh: Mesh, rules: Mapping[str, str | None]) -> placement.Place:
+  """How activations lie on the mesh, for `placement.using`.
+
+  'rows' are those of the batch, 'any' is left open, the other names are as of
+  parameters. Without a model axis they say nothing that the batch does not.
+
+  Args:
+    mesh: The device mesh.
+    rules: Mesh axis, or None, per logical axis name.
+  """
+
+  def place(x: jax.Array, axes: placement.Axes | None) -> jax.Array:
+    if axes is None:
+      return jax.lax.with_sharding_constraint(x, replicated(mesh))
+    if mesh.shape['model'] == 1:
+      return x
+    special = {'rows': BATCH, 'any': PartitionSpec.UNCONSTRAINED}
+    spec = [
+      special.get(name or '') or _fitting(mesh, rules, name, size)
+      for name, size in zip(axes, x.shape, strict=True)
+    ]
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+  return place
+
+
 def gather(tree: Tree, shardings: Tree, dtype: Any) -> Tree:
   """Parameters as products take them: whole over `fsdp`, inside of a jit.
 
@@ -127,15 +155,15 @@ def _gather(x: jax.Array, sharding: NamedSharding, dtype: Any) -> jax.Array:
 
 def _spec(mesh, rules, variable) -> PartitionSpec:
   """A mesh axis is used once per array, and only where it divides."""
-  used: set[str] = set()
-  spec = []
+  spec: list[str | None] = []
   for name, size in zip(
     variable.get_metadata('axes'), variable.shape, strict=True
   ):
-    axis = rules.get(name) if name else None
-    if axis in used or (axis and size % mesh.shape[axis]):
-      axis = None
-    spec.append(axis)
-    if axis:
-      used.add(axis)
+    axis = _fitting(mesh, rules, name, size)
+    spec.append(axis if axis not in spec else None)
   return PartitionSpec(*spec)
+
+
+def _fitting(mesh, rules, name: str | None, size: int) -> str | None:
+  axis = rules.get(name) if name else None
+  return axis if axis and size % mesh.shape[axis] == 0 else None

@@ -47,3 +47,19 @@ def test_only_returns_are_gathered(agent, data_parallel):
 
 def test_no_collective_in_a_scan(data_parallel):
   assert [x for x in data_parallel if x.loop] == []
+
+
+def test_a_step_of_the_model_parallel_scan_sums_three_times(agent):
+  """Dense inputs, the norm of the blocks, the posterior; so does its way back.
+
+  Each needs the one before, so that fewer are impossible.
+  """
+  found = collectives(agent, (2, 1, 4))
+  steps = [x for x in found if x.times == small.STEPS]
+  assert {(x.kind, x.group) for x in steps} == {('all-reduce', 4)}
+  assert len(steps) == 6
+  rssm, rows = agent.config.rssm, small.ROWS // 2
+  hidden, scalar = 4 * rows * rssm.hidden, 4 * rows
+  # The way back computes the norms anew.
+  expected = 2 * (2 * hidden) + 2 * hidden + scalar + 2 * scalar
+  assert sum(x.size for x in steps) == expected

@@ -1,0 +1,53 @@
+"""Where activations live when a model is spread over devices.
+
+The agent names axes; whoever compiles it says what they mean. Without that,
+both functions return their argument.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import jax
+
+# From an array and one logical name, or None, per dimension; None altogether
+# for a copy on every device.
+Axes = tuple[str | None, ...]
+Place = Callable[[jax.Array, Axes | None], jax.Array]
+
+_place: contextvars.ContextVar[Place | None] = contextvars.ContextVar(
+  'place', default=None
+)
+
+
+@contextlib.contextmanager
+def using(place: Place) -> Iterator[None]:
+  """While a program is traced, arrays are placed by `place`."""
+  token = _place.set(place)
+  try:
+    yield
+  finally:
+    _place.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """The same array, split as its axes are, where devices share a model.
+
+  Args:
+    x: Any array.
+    axes: 'rows' of the batch, names of parameters' axes, None for what stays
+      whole, or 'any' for what may be as it is.
+  """
+  place = _place.get()
+  return x if place is None else place(x, axes)
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """The same array on every device: what follows needs no communication."""
+  place = _place.get()
+  return x if place is None else place(x, None)
+
+
+def whole_features(x: jax.Array) -> jax.Array:
+  """The same array with a whole last axis, for products by outputs."""
+  return constrain(x, *['any'] * (x.ndim - 1), None)
