@@ -218,3 +218,34 @@ def test_logdir_of_the_public_implementation(tmp_path):
         'mlp/norm0/scale',
       )
     }
+
+
+def bytes_read():
+  """By all threads of this process, from files, cached or not."""
+  lines = pathlib.Path('/proc/self/io').read_text().splitlines()
+  return int(dict(line.split(': ') for line in lines)['rchar'])
+
+
+def test_only_what_is_chosen_is_read(tmp_path):
+  """A policy comes without the optimizer, most of a checkpoint."""
+  rng = np.random.default_rng(0)
+  params = {
+    'encoder': {'kernel': rng.normal(size=(512, 512)).astype('f4')},
+    'decoder': {'kernel': rng.normal(size=(2048, 1024)).astype('f4')},
+  }
+  opt = {'mu': params, 'nu': params}
+  agent = {'params': params, 'opt': opt, 'step': np.int32(1)}
+  agent = jax.tree.map(jnp.asarray, agent)
+  with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
+    checkpointer.save(1, agent, {})
+  whole = sum(x.stat().st_size for x in tmp_path.rglob('*') if x.is_file())
+  wanted = jax.eval_shape(lambda: {'encoder': agent['params']['encoder']})
+  restore_partial(tmp_path, '.*', wanted)  # Imports what it needs.
+  before = bytes_read()
+  restored, _ = restore_partial(tmp_path, '.*', wanted)
+  read = bytes_read() - before
+  print(f'{read:,} bytes read of {whole:,}')
+  np.testing.assert_array_equal(
+    restored['encoder']['kernel'], params['encoder']['kernel']
+  )
+  assert 0.9 * 2**20 < read < 1.2 * 2**20 < whole / 20
