@@ -74,7 +74,11 @@ def _replay() -> dict[str, Any]:
 
 
 def _agent() -> dict[str, Any]:
-  """Sizes as in size200m; algorithmic constants as in the paper, Table 4."""
+  """Sizes as in size200m; algorithmic constants as in the paper, Table 4.
+
+  remat: computes the encoder and the decoder again in the backward pass
+  instead of keeping what they made of the images.
+  """
   units = 1024
   return dict(
     rssm=dict(
@@ -110,6 +114,7 @@ def _agent() -> dict[str, Any]:
       value=1.0,
       repval=0.3,
     ),
+    remat=False,
     imag_length=15,
     horizon=333,
     lam=0.95,

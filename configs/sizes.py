@@ -28,6 +28,8 @@ def resize(config: ml_collections.ConfigDict, units: int) -> None:
     part.update(depth=units // 16, units=units)
   for head in (agent.reward, agent.cont, agent.policy, agent.value):
     head.units = units
+  # Above 200M parameters an update would not fit a chip of 16 GiB.
+  agent.remat = units > 1024
 
 
 PRESETS = {

@@ -346,7 +346,9 @@ class Agent:
 
   def _world_model(self, model, start, obs, last_action, key):
     """Posterior states of a batch and the losses of the world model."""
-    tokens = model.encoder(obs)
+    # What images become on their way is large and quick to compute again.
+    again = jax.checkpoint if self.config.remat else lambda fn: fn
+    tokens = again(lambda: model.encoder(obs))()
     action = spaces.concat(self.act_space, last_action)
     _, states = model.rssm.observe(start, tokens, action, obs['is_first'], key)
     terms, metrics = losses.dynamics(
@@ -356,8 +358,9 @@ class Agent:
     )
     feat = model.rssm.feat(states)
     stoch = feat[..., model.rssm.deter :]
-    heads = model.decoder(states['deter'], stoch)
-    decoded = model.decoder.loss(heads, obs)
+    decoded = again(
+      lambda *state: model.decoder.loss(model.decoder(*state), obs)
+    )(states['deter'], stoch)
     terms |= {f'decoder/{k}': v for k, v in decoded.items()}
     terms['reward'] = model.reward(feat).loss(obs['reward'])
     alive = 1 - obs['is_terminal'].astype(jnp.float32)

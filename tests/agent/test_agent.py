@@ -121,3 +121,25 @@ def test_bfloat16_stays_finite(updates):
   assert int(state['skipped']) == 0
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   assert all(np.isfinite(x).all() for x in small.flat(state).values())
+
+
+def test_rematerialization_keeps_less_and_changes_nothing():
+  outcomes, kept = [], []
+  for remat in (False, True):
+    config = small.config()
+    config.remat = remat
+    agent = Agent(small.OBS, small.ACT, config)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    batch = small.make_batch(agent)
+    start = agent._contextualize(agent.initial_carry(small.ROWS), batch)
+
+    def loss(params, agent=agent, state=state, start=start):
+      networks = (params, state['slow_value'], state['retnorm'])
+      return agent._loss(*networks, *start, jax.random.key(1))[0]
+
+    backward = jax.eval_shape(lambda x: jax.vjp(loss, x)[1], state['params'])
+    kept.append(sum(x.size for x in jax.tree.leaves(backward)))
+    outcomes.append(jax.jit(jax.grad(loss))(state['params']))
+  assert kept[1] < 0.7 * kept[0]
+  differences = small.difference(*reversed(outcomes))
+  assert max(differences.values()) < 1e-5
