@@ -1,5 +1,7 @@
 """What chips say to one another in an update, from the compiled program."""
 
+import math
+
 import jax
 import pytest
 
@@ -11,11 +13,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def collectives(agent, shape):
+def compile_update(agent, shape):
+  """The arguments of an update, and the compiled program."""
   steps = small.make_learner(agent, shape, init=False).steps
   arguments = steps.train_arguments(small.STEPS)
-  text = steps.train.lower(*arguments).compile().as_text()
-  return Program(text).collectives()
+  return arguments, steps.train.lower(*arguments).compile()
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +27,12 @@ def agent():
 
 @pytest.fixture(scope='module')
 def data_parallel(agent):
-  return collectives(agent, (8, 1, 1))
+  return Program(compile_update(agent, (8, 1, 1))[1].as_text()).collectives()
+
+
+@pytest.fixture(scope='module')
+def model_parallel(agent):
+  return compile_update(agent, (2, 1, 4))
 
 
 def test_gradients_are_summed_once(agent, data_parallel):
@@ -49,12 +56,14 @@ def test_no_collective_in_a_scan(data_parallel):
   assert [x for x in data_parallel if x.loop] == []
 
 
-def test_a_step_of_the_model_parallel_scan_sums_three_times(agent):
+def test_a_step_of_the_model_parallel_scan_sums_three_times(
+  agent, model_parallel
+):
   """Dense inputs, the norm of the blocks, the posterior; so does its way back.
 
   Each needs the one before, so that fewer are impossible.
   """
-  found = collectives(agent, (2, 1, 4))
+  found = Program(model_parallel[1].as_text()).collectives()
   steps = [x for x in found if x.times == small.STEPS]
   assert {(x.kind, x.group) for x in steps} == {('all-reduce', 4)}
   assert len(steps) == 6
@@ -63,3 +72,19 @@ def test_a_step_of_the_model_parallel_scan_sums_three_times(agent):
   # The way back computes the norms anew.
   expected = 2 * (2 * hidden) + 2 * hidden + scalar + 2 * scalar
   assert sum(x.size for x in steps) == expected
+
+
+def test_shards_are_donated_and_stay_where_they_are(model_parallel):
+  arguments, compiled = model_parallel
+  kept = jax.tree.leaves(arguments[:2])  # state and carry
+  shards = [x.sharding.shard_shape(x.shape) for x in kept]
+  size = sum(
+    math.prod(shape) * x.dtype.itemsize
+    for shape, x in zip(shards, kept, strict=True)
+  )
+  assert compiled.memory_analysis().alias_size_in_bytes == size
+  into = jax.tree.leaves(compiled.input_shardings[0][:2])
+  out = jax.tree.leaves(compiled.output_shardings[:2])
+  for x, a, b in zip(kept, into, out, strict=True):
+    assert a.is_equivalent_to(b, x.ndim)
+    assert a.is_equivalent_to(x.sharding, x.ndim)
