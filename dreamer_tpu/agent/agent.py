@@ -1,7 +1,7 @@
 """The agent: pure functions from states and batches to new states."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -313,7 +313,7 @@ class Agent:
     )
     terms |= actor_terms
     shape = obs['is_first'].shape
-    value, slow = (x[0].reshape(*shape, -1) for x in critics)
+    value = critics[0].reshape(*shape, -1)
     # Weights learn from the product with all features, imagined and replayed;
     # a second one with the latter would be a second gradient to sum up over
     # devices. It has no gradient for the features: a frozen critic has it.
@@ -325,7 +325,7 @@ class Agent:
       obs['reward'],
       imagined['return'][0].reshape(shape),
       TwoHot(logits=logits),
-      TwoHot(logits=slow),
+      critics[1].reshape(shape),
       self.config,
     )
     loss: Any = sum(self._scale(terms).values())
@@ -375,7 +375,7 @@ class Agent:
       for k in ('deter', 'stoch')
     }
     frozen = self._model(sg(params))
-    states, actions = imagination.rollout(
+    feats, actions, last = imagination.rollout(
       frozen.rssm,
       frozen.policy,
       self.act_space,
@@ -383,23 +383,25 @@ class Agent:
       self.config.imag_length,
       key,
     )
-    feats = model.rssm.feat(states)
-    policy = model.policy(feats)
-    value, slow = model.value(feats), self._slow(slow_value)(feats)
+    policy, value = model.policy(feats), model.value(feats)
+    slow = self._slow(slow_value)
+    slow_mean = extend(lambda x: slow(x).mean(), feats, last)
     if key is None:  # rounding aside, a mode has no gradient of its mean
       actions = policy.sample(None)
     terms, returns, retnorm, metrics = losses.imagination(
       actions,
-      model.reward(feats).mean(),
-      model.cont(feats).prob(),
+      extend(lambda x: frozen.reward(x).mean(), feats, last),
+      extend(lambda x: frozen.cont(x).prob(), feats, last),
       policy,
       value,
-      slow,
+      jnp.concatenate([value.mean(), frozen.value(last).mean()[None]]),
+      slow_mean,
       retnorm,
       self.config,
     )
     imagined = {**actions, 'return': returns}
-    return terms, imagined, (value.logits, slow.logits), retnorm, metrics
+    critics = (value.logits[0], slow_mean[0])
+    return terms, imagined, critics, retnorm, metrics
 
   def _slow(self, slow_value: Tree) -> ScalarHead:
     return nnx.merge(self._graphs['value'], slow_value)
@@ -443,3 +445,8 @@ def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
+
+
+def extend(fn: Callable, xs: Any, x: Any) -> jax.Array:
+  """`fn` of H steps and of one more: [H, N, ...] and [N, ...] -> [H + 1, N]."""
+  return jnp.concatenate([fn(xs), fn(x)[None]])

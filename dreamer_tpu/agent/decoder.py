@@ -119,10 +119,10 @@ class Decoder(nnx.Module):
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
-    x = jax.nn.silu(self.norm(a + b))
+    x = self.norm(a + b)
     for i in reversed(range(self.stages)):
       x = getattr(self, f'conv{i}')(upsample(x))
-      x = jax.nn.silu(getattr(self, f'norm{i}')(x))
+      x = getattr(self, f'norm{i}')(x)
     x = jax.nn.sigmoid(self.image_out(upsample(x)).astype(jnp.float32))
     return x.reshape(*batch, *x.shape[1:])
 

@@ -141,7 +141,7 @@ class TwoHot:
   """A scalar as a categorical over symexp bins (Eq. 10 of the paper).
 
   Attributes:
-    logits: float32 [..., bins], an odd number of bins.
+    logits: [..., bins], an odd number of bins, in the compute dtype.
   """
 
   logits: jax.Array
@@ -154,33 +154,66 @@ class TwoHot:
     """
     count = self.logits.shape[-1]
     middle = (count - 1) // 2
-    probs = jax.nn.softmax(self.logits)
-    weighted = probs * twohot_bins(count)
-    low, zero = weighted[..., :middle][..., ::-1], weighted[..., middle]
-    high = weighted[..., middle + 1 :]
-    return zero + jnp.sum(low + high, -1)
+    probs = jax.nn.softmax(self.logits.astype(f32))
+    low, high = probs[..., :middle], probs[..., middle + 1 :]
+    return jnp.sum(
+      (high - low[..., ::-1]) * twohot_bins(count)[middle + 1 :], -1
+    )
 
-  def loss(self, target: jax.Array) -> jax.Array:
-    """float32 [...] cross entropy to the two bins around `target` [...].
+  def loss(self, *targets: jax.Array) -> jax.Array:
+    """float32 [...] cross entropies to scalars [...], summed over these.
 
-    NaN, and its gradient too, where the target is not finite, so that the
+    NaN, and its gradient too, where a target is not finite, so that the
     update is skipped.
     """
-    bins = twohot_bins(self.logits.shape[-1])
-    target = jax.lax.stop_gradient(target.astype(f32))
-    above = jnp.searchsorted(bins, target, side='right')
-    low = jnp.clip(above - 1, 0, len(bins) - 1)
-    high = jnp.clip(above, 0, len(bins) - 1)
-    to_low = jnp.abs(bins[low] - target)
-    to_high = jnp.abs(bins[high] - target)
-    same = low == high
-    to_low, to_high = jnp.where(same, 1.0, to_low), jnp.where(same, 1, to_high)
-    weight_low = to_high / (to_low + to_high)
-    weight_low = jnp.where(jnp.isfinite(target), weight_low, jnp.nan)
-    logp = Categorical.create(self.logits)
-    return -(
-      weight_low * logp.log_prob(low) + (1 - weight_low) * logp.log_prob(high)
-    )
+    stop = jax.lax.stop_gradient
+    return _twohot_loss(self.logits, stop([x.astype(f32) for x in targets]))
+
+
+@jax.custom_vjp
+def _twohot_loss(logits: jax.Array, targets: list[jax.Array]) -> jax.Array:
+  """Keeps the logits for its gradient, and nothing else of their size."""
+  return _twohot_forward(logits, targets)[0]
+
+
+def _twohot_forward(logits, targets):
+  wide = logits.astype(f32)
+  total = jax.nn.logsumexp(wide, -1, keepdims=True)
+  target = _twohot_targets(targets, logits.shape[-1])
+  loss = jnp.sum(target * (total - wide), -1)
+  return loss, (logits, targets, total)
+
+
+def _twohot_backward(residuals, cotangent):
+  logits, targets, total = residuals
+  probs = jnp.exp(logits.astype(f32) - total)
+  target = _twohot_targets(targets, logits.shape[-1])
+  grad = cotangent[..., None] * (len(targets) * probs - target)
+  return grad.astype(logits.dtype), None
+
+
+_twohot_loss.defvjp(_twohot_forward, _twohot_backward)
+
+
+def _twohot_targets(targets: list[jax.Array], count: int) -> jax.Array:
+  """Sum of the two-hot targets, [..., bins]; meant to be fused, not stored.
+
+  A bin's weight falls linearly from 1 at the bin to 0 at its neighbours.
+  """
+  bins = twohot_bins(count)
+  inverse = 1 / jnp.diff(bins)
+  ends = jnp.full(1, jnp.inf, f32)
+  below = jnp.concatenate([-ends, bins[:-1]])
+  above = jnp.concatenate([bins[1:], ends])
+  from_below = jnp.concatenate([jnp.ones(1, f32), inverse])
+  to_above = jnp.concatenate([inverse, jnp.ones(1, f32)])
+  total = jnp.zeros((), f32)
+  for target in targets:
+    target = jnp.where(jnp.isfinite(target), target, jnp.nan)[..., None]
+    rising = (target - below) * from_below
+    falling = (above - target) * to_above
+    total += jnp.clip(jnp.minimum(rising, falling), 0, 1)
+  return total
 
 
 @struct.dataclass

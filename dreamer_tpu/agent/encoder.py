@@ -91,7 +91,7 @@ class Encoder(nnx.Module):
     x = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
       x = max_pool(getattr(self, f'conv{i}')(x))
-      x = jax.nn.silu(getattr(self, f'norm{i}')(x))
+      x = getattr(self, f'norm{i}')(x)
     return x.reshape(*batch, -1)
 
 

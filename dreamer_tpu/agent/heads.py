@@ -32,7 +32,7 @@ class ScalarHead(nnx.Module):
 
   def __call__(self, feat: jax.Array) -> TwoHot:
     """[..., feat] -> distribution of a scalar [...]."""
-    return TwoHot(logits=self.out(self.mlp(feat)).astype(jnp.float32))
+    return TwoHot(logits=self.out(self.mlp(feat)))
 
 
 class BinaryHead(nnx.Module):

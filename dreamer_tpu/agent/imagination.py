@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dreamer_tpu.agent import spaces
 from dreamer_tpu.agent.heads import PolicyHead
@@ -20,11 +19,8 @@ def rollout(
   start: Tree,
   horizon: int,
   key: jax.Array | None,
-) -> tuple[Tree, Tree]:
+) -> tuple[jax.Array, Tree, jax.Array]:
   """Imagines H steps; nothing carries gradients.
-
-  The loop hands out class indices instead of one-hots and no features, so
-  that little is written: they are put together for all steps at once.
 
   Args:
     rssm: The world model, with parameters behind a stop-gradient.
@@ -35,35 +31,22 @@ def rollout(
     key: PRNG key, or None to take modes.
 
   Returns:
-    States and actions of H + 1 steps, time first: `deter` [H + 1, N, D],
-    `stoch` [H + 1, N, S, C], and [H + 1, N, ...] per action key.
+    Features and actions of H steps, time first: [H, N, F], and [H, N, ...]
+    per action key. The feature that follows, [N, F].
   """
-
-  def act(state, key):
-    return policy(rssm.feat(state)).sample(key)
-
-  def compact(state):
-    return state['deter'], jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
+  imagine = rssm.imagine()
 
   def step(state, key):
     act_key, state_key = split(key)
-    action = act(state, act_key)
-    flat = spaces.concat(act_space, action)
-    new = rssm.imagine_step(state, flat, state_key)
-    return new, (*compact(state), action)
+    feat = rssm.feat(state)
+    action = policy(feat).sample(act_key)
+    state = imagine(state, spaces.concat(act_space, action), state_key)
+    return state, (feat, action)
 
-  first, last = split(key)
-  keys = None if key is None else jax.random.split(first, horizon)
-  state, outs = jax.lax.scan(step, start, keys, length=horizon)
-  deter, index, action = jax.lax.stop_gradient(
-    jax.tree.map(
-      lambda xs, x: jnp.concatenate([xs, x[None]]),
-      outs,
-      (*compact(state), act(state, last)),
-    )
-  )
-  stoch = jax.nn.one_hot(index, rssm.stoch[1], dtype=rssm.dtype)
-  return {'deter': deter, 'stoch': stoch}, action
+  keys = None if key is None else jax.random.split(key, horizon)
+  start = rssm.by_block(start)
+  state, (feats, actions) = jax.lax.scan(step, start, keys, length=horizon)
+  return jax.lax.stop_gradient((feats, actions, rssm.feat(state)))
 
 
 def split(key: jax.Array | None) -> Any:

@@ -5,6 +5,7 @@ carries `axes`, one logical name per dimension, from which the sharding rules
 derive where it lives.
 """
 
+import functools
 import math
 
 import chex
@@ -31,8 +32,51 @@ def rms_norm(
 ) -> jax.Array:
   """RMSNorm over some axes in float32; same shape and dtype as `x`."""
   wide = x.astype(jnp.float32)
-  power = jnp.mean(jnp.square(wide), axes, keepdims=True)
-  return (wide * (jax.lax.rsqrt(power + 1e-4) * scale)).astype(x.dtype)
+  return (wide * _inverse_rms(wide, axes) * scale).astype(x.dtype)
+
+
+def _inverse_rms(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
+  power = jnp.mean(jnp.square(x), axes, keepdims=True)
+  return jax.lax.rsqrt(power + 1e-4)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def norm_silu(
+  x: jax.Array, scale: jax.Array, axes: int | tuple[int, ...] = -1
+) -> jax.Array:
+  """RMSNorm over some axes and SiLU; same shape and dtype as `x`.
+
+  Of all that its gradient needs only `x` is kept.
+  """
+  return jax.nn.silu(rms_norm(x, scale, axes))
+
+
+def _norm_silu_forward(x, scale, axes):
+  return norm_silu(x, scale, axes), (x, scale)
+
+
+def _norm_silu_backward(axes, residuals, cotangent):
+  x, scale = residuals
+  wide = x.astype(jnp.float32)
+  inverse = _inverse_rms(wide, axes)
+  unit = wide * inverse
+  y = unit * scale
+  gate = jax.nn.sigmoid(y)
+  d_y = cotangent.astype(jnp.float32) * (gate + y * gate * (1 - gate))
+  d_unit = d_y * scale
+  mean = jnp.mean(d_unit * unit, axes, keepdims=True)
+  d_x = inverse * (d_unit - unit * mean)
+  return d_x.astype(x.dtype), _sum_to(d_y * unit, scale.shape)
+
+
+norm_silu.defvjp(_norm_silu_forward, _norm_silu_backward)
+
+
+def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Undoes broadcasting from `shape`."""
+  x = x.sum(tuple(range(x.ndim - len(shape))))
+  ones = tuple(i for i, n in enumerate(shape) if n == 1 != x.shape[i])
+  return x.sum(ones, keepdims=True)
 
 
 class Linear(nnx.Module):
@@ -145,13 +189,13 @@ class Conv(nnx.Module):
 
 
 class Norm(nnx.Module):
-  """RMSNorm with a learned scale, over the last axis."""
+  """RMSNorm with a learned scale, over the last axis, and SiLU."""
 
   def __init__(self, size: int, *, axes: Axes = ('units',)):
     self.scale = nnx.Param(jnp.ones(size), axes=axes)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return rms_norm(x, self.scale[...])
+    return norm_silu(x, self.scale[...])
 
 
 class Layer(nnx.Module):
@@ -164,11 +208,7 @@ class Layer(nnx.Module):
     self.norm = Norm(units)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.activate(self.linear(x))
-
-  def activate(self, x: jax.Array) -> jax.Array:
-    """The norm and the SiLU alone, for a product made elsewhere."""
-    return jax.nn.silu(self.norm(x))
+    return self.norm(self.linear(x))
 
 
 class MLP(nnx.Module):

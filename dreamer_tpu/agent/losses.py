@@ -48,7 +48,8 @@ def imagination(
   cont: jax.Array,
   policy: Policy,
   value: TwoHot,
-  slow: TwoHot,
+  value_mean: jax.Array,
+  slow_mean: jax.Array,
   retnorm: normalizer.State,
   config: Any,
 ) -> tuple[Losses, jax.Array, normalizer.State, Metrics]:
@@ -57,12 +58,13 @@ def imagination(
   Time comes first here, as the rollout wrote it.
 
   Args:
-    actions: [H + 1, N, ...] per key, without gradients.
+    actions: [H, N, ...] per key, without gradients.
     reward: [H + 1, N] predicted rewards.
     cont: [H + 1, N] predicted continue probabilities, discount included.
-    policy: At the [H + 1, N] features.
-    value: Fast critic at the features.
-    slow: Slow critic at the features.
+    policy: At the first H features.
+    value: Fast critic there.
+    value_mean: [H + 1, N] its predictions.
+    slow_mean: [H + 1, N] predictions of the slow critic.
     retnorm: State of the return normalizer.
     config: `agent` of the configuration.
 
@@ -70,9 +72,8 @@ def imagination(
     `policy` and `value` losses [H, N], returns [H, N], the new normalizer
     state and metrics.
   """
-  chex.assert_equal_shape([reward, cont])
-  value_mean, slow_mean = value.mean(), slow.mean()
-  target = slow_mean if config.slow_value.target else value_mean
+  chex.assert_equal_shape([reward, cont, value_mean, slow_mean])
+  target = sg(slow_mean if config.slow_value.target else value_mean)
   weight = sg(jnp.cumprod(cont, 0))
   last = jnp.zeros_like(cont)
   returns = lambda_return(
@@ -86,11 +87,10 @@ def imagination(
   scale = normalizer.scale(retnorm, norm.limit)
   advantage = sg((returns - target[:-1]) / scale)
 
-  logp = policy.log_prob(sg(dict(actions)))[:-1]
-  entropy = {k: v[:-1] for k, v in policy.entropy().items()}
+  logp = policy.log_prob(sg(dict(actions)))
+  entropy = policy.entropy()
   bonus = config.entropy * sum(entropy.values())
   losses = {'policy': weight[:-1] * -(logp * advantage + bonus)}
-  value = TwoHot(logits=value.logits[:-1])
   losses['value'] = weight[:-1] * value_loss(value, slow_mean[:-1], returns)
   metrics = {
     'ret/mean': everywhere.mean(),
@@ -122,7 +122,7 @@ def replay_value(
   reward: jax.Array,
   boot: jax.Array,
   value: TwoHot,
-  slow: TwoHot,
+  slow_mean: jax.Array,
   config: Any,
 ) -> jax.Array:
   """Critic loss on replayed rewards, bootstrapped by imagined returns.
@@ -133,7 +133,7 @@ def replay_value(
     reward: [B, T] replayed rewards.
     boot: [B, T] imagined return from each replayed state.
     value: Fast critic at the replayed features; gradients reach them.
-    slow: Slow critic at the same features.
+    slow_mean: [B, T] predictions of the slow critic.
     config: `agent` of the configuration.
 
   Returns:
@@ -143,8 +143,7 @@ def replay_value(
   returns = lambda_return(last, term, reward, boot, discount, config.lam)
   weight = 1 - last.astype(jnp.float32)
   value = TwoHot(logits=value.logits[:, :-1])
-  slow = TwoHot(logits=slow.logits[:, :-1])
-  return weight[:, :-1] * value_loss(value, slow.mean(), returns)
+  return weight[:, :-1] * value_loss(value, slow_mean[:, :-1], returns)
 
 
 def value_loss(
@@ -157,4 +156,4 @@ def value_loss(
     slow_mean: Predictions of the slow critic there.
     returns: Returns from there.
   """
-  return value.loss(returns) + value.loss(slow_mean)
+  return value.loss(returns, slow_mean)

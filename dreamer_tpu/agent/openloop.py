@@ -59,13 +59,15 @@ def _states(model, start, obs, last_action, key) -> dict[str, Any]:
     observe_key,
   )
 
+  imagine = model.rssm.imagine()
+
   def step(state, inputs):
-    state = model.rssm.imagine_step(state, *inputs)
+    state = imagine(state, *inputs)
     return state, state
 
   rest = jnp.swapaxes(last_action[:, half:], 0, 1)
   keys = jax.random.split(imagine_key, len(rest))
-  _, imagined = jax.lax.scan(step, state, (rest, keys))
+  _, imagined = jax.lax.scan(step, model.rssm.by_block(state), (rest, keys))
   return {
     k: jnp.concatenate([observed[k], jnp.swapaxes(imagined[k], 0, 1)], 1)
     for k in ('deter', 'stoch')

@@ -3,9 +3,12 @@
 Only what is recurrent is inside. Differentiating the loop as it stands would
 add to the gradient of every weight at every step. Here the backward loop
 carries the state's cotangents alone and stacks those of the activations, from
-which each weight's gradient follows as one product over all steps.
+from which each weight's gradient follows as one product over all steps.
 
-The blocks come first where layers are block-diagonal: [g, B, units / g].
+The blocks come first where layers are block-diagonal: [g, B, units / g]. The
+state is carried in both forms, [B, D] and by block: were the gates, which
+compute exponentials, only needed transposed, XLA would compute them inside of
+the transposition, and on CPU take several times as long.
 """
 
 import functools
@@ -48,7 +51,7 @@ class Weights:
     deter: Input layer of `deter`.
     stoch: Input layer of `stoch`.
     own: [g, D / g, D / g], first hidden kernel for each block's own `deter`.
-    shared: [g, 2 H, D / g], for the two input layers, which all blocks see.
+    shared: [2 H, D], for the two input layers, which all blocks see.
     hidden_scale: float32 [g, 1, D / g], of the first hidden norm.
     hidden: Further hidden layers, block-diagonal.
     gates: Kernel [g, D / g, 3 D / g] and bias [g, 1, 3 D / g].
@@ -89,7 +92,7 @@ def place(w: Weights) -> Weights:
       kernel=placement.constrain(w.stoch.kernel, 'units', None)
     ),
     own=by_block(w.own),
-    shared=by_block(w.shared),
+    shared=placement.constrain(w.shared, None, 'block_units'),
     hidden_scale=by_block(w.hidden_scale),
     hidden=jax.tree.map(by_block, w.hidden),
     gates=jax.tree.map(by_block, w.gates),
@@ -103,10 +106,13 @@ def place(w: Weights) -> Weights:
   )
 
 
-def _place_state(deter: Array, stoch: Array) -> tuple[Array, Array]:
-  """`deter` [B, D] split by blocks and `stoch` [B, S C] by variables."""
+def _place_state(
+  deter: Array, by_block: Array, stoch: Array
+) -> tuple[Array, Array, Array]:
+  """`deter` split by blocks in both forms and `stoch` by variables."""
   return (
     placement.constrain(deter, 'rows', 'block_units'),
+    placement.constrain(by_block, 'blocks', 'rows', None),
     placement.constrain(stoch, 'rows', 'units'),
   )
 
@@ -125,7 +131,7 @@ class Inputs(NamedTuple):
   """What comes from outside, time first.
 
   Attributes:
-    action: [T, g, B, D / g], what actions add to the first hidden layer.
+    action: [T, B, D], what actions add to the first hidden layer.
     token: [T, B, H], what tokens add to the first posterior layer.
     keep: [T, B] 0 where an episode starts, else 1.
     noise: float32 [T, B, S] in [0, 1), or None to take modes.
@@ -162,7 +168,7 @@ def product(x: Array, kernel: Array) -> Array:
 def activate(x: Array, scale: Array) -> Array:
   """RMSNorm and SiLU. With blocks, the norm is over those too."""
   axes = (-3, -1) if scale.ndim == 3 else -1
-  return jax.nn.silu(layers.rms_norm(x, scale, axes))
+  return layers.norm_silu(x, scale, axes)
 
 
 def gate(gates: Array, deter: Array) -> Array:
@@ -174,36 +180,38 @@ def gate(gates: Array, deter: Array) -> Array:
 
 
 def transition(
-  w: Weights, deter: Array, stoch: Array, action: Array
+  w: Weights, deter: Array, by_block: Array, stoch: Array, action: Array
 ) -> tuple[Array, Products]:
   """The block GRU (Appendix B).
 
   Args:
     w: Weights.
     deter: [B, D].
+    by_block: The same, [g, B, D / g].
     stoch: [B, S C].
-    action: [g, B, D / g], what the action adds.
+    action: [B, D], what the action adds.
 
   Returns:
-    `deter` [B, D] of the next step, and the results of the products.
+    The next `by_block`, and the results of the products.
   """
   blocks = len(w.own)
   split = lambda x: placement.constrain(x, 'rows', None)
   ins = split(w.deter.linear(deter)), split(w.stoch.linear(stoch))
-  shared = jnp.concatenate(
-    [activate(ins[0], w.deter.scale), activate(ins[1], w.stoch.scale)], -1
-  )
-  deter = layers.to_blocks(deter, blocks)
-  x = layers.block_product(deter, w.own)
-  x += jnp.einsum('bi,gio->gbo', shared, w.shared)
-  hidden = [x + action]
-  x = activate(hidden[0], w.hidden_scale)
+  x = _inputs(w, *ins) @ w.shared + action
+  x = layers.block_product(by_block, w.own) + layers.to_blocks(x, blocks)
+  hidden = [x]
+  x = activate(x, w.hidden_scale)
   for layer in w.hidden:
     hidden.append(layer.linear(x))
     x = activate(hidden[-1], layer.scale)
   gates = layers.block_product(x, w.gates[0]) + w.gates[1]
-  products = Products(*ins, tuple(hidden), gates)
-  return layers.from_blocks(gate(gates, deter)), products
+  return gate(gates, by_block), Products(*ins, tuple(hidden), gates)
+
+
+def _inputs(w: Weights, deter: Array, stoch: Array) -> Array:
+  """[..., 2 H], the two input layers, from their products."""
+  parts = activate(deter, w.deter.scale), activate(stoch, w.stoch.scale)
+  return jnp.concatenate(parts, -1)
 
 
 def _posterior(w: Weights, deter: Array, token: Array) -> tuple[Array, tuple]:
@@ -240,19 +248,23 @@ def observe(
 
 def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
   def step(state, inputs):
-    deter, stoch = state
     keep = inputs.keep[:, None]
-    deter, products = transition(w, deter * keep, stoch * keep, inputs.action)
+    deter, by_block, stoch = (x * keep for x in state)
+    by_block, products = transition(w, deter, by_block, stoch, inputs.action)
+    deter = layers.from_blocks(by_block)
     logits, post = _posterior(w, deter, inputs.token)
-    index = _dist(logits, classes, unimix).choose(inputs.noise)
-    deter, stoch = _place_state(deter, _onehot(index, classes, deter.dtype))
+    chosen = _dist(logits, classes, unimix).choose(inputs.noise)
+    stoch = _onehot(chosen, classes, deter.dtype)
+    deter, by_block, stoch = _place_state(deter, by_block, stoch)
     saved = (products, post) if save else None
-    return (deter, stoch), (Outputs(deter, logits, index), saved)
+    return (deter, by_block, stoch), (Outputs(deter, logits, chosen), saved)
 
   inputs = inputs._replace(
-    action=_place_steps(inputs.action), token=_place_steps(inputs.token)
+    action=placement.constrain(inputs.action, None, 'rows', 'block_units'),
+    token=_place_steps(inputs.token),
   )
-  start = _place_state(deter, stoch)
+  by_block = layers.to_blocks(deter, len(w.own))
+  start = _place_state(deter, by_block, stoch)
   _, (outputs, saved) = jax.lax.scan(step, start, inputs)
   return outputs, _place_steps(saved)
 
@@ -268,32 +280,42 @@ def _backward_rule(classes, unimix, residuals, cotangents):
   onehots = _onehot(outputs.classes, classes, deter.dtype)
   deters = jnp.concatenate([deter[None], outputs.deter[:-1]]) * keep
   stochs = jnp.concatenate([stoch[None], onehots[:-1]]) * keep
+  by_block = jax.vmap(lambda x: layers.to_blocks(x, len(w.own)))(deters)
 
   def step(state, xs):
-    d_deter, d_stoch = state
-    deter, keep, logits, (saved, post), d_out, d_logits = xs
+    d_deter, d_block, d_stoch = state
+    by_block, keep, logits, (saved, post), d_out, d_logits = xs
     _, straight = jax.vjp(
       lambda x: _flat(_dist(x, classes, unimix).probs), logits
     )
     d_logits = d_logits + straight(d_stoch.astype(jnp.float32))[0]
     d_next, d_post = _posterior_cotangents(w, post, d_logits)
-    d_next = d_next + d_deter + d_out
-    d_deter, d_stoch, d_saved = _transition_cotangents(w, deter, saved, d_next)
-    keep = keep[:, None]
-    state = _place_state(d_deter * keep, d_stoch * keep)
+    d_next = layers.to_blocks(d_next + d_deter + d_out, len(w.own))
+    d_state, d_saved = _transition_cotangents(
+      w, by_block, saved, d_block + d_next
+    )
+    state = _place_state(*(x * keep[:, None] for x in d_state))
     return state, (d_logits, d_post, d_saved)
 
-  zeros = _place_state(jnp.zeros_like(deter), jnp.zeros_like(stoch))
-  xs = (deters, inputs.keep, outputs.logits, saved, *cotangents[:2])
-  (d_deter, d_stoch), stacked = jax.lax.scan(step, zeros, xs, reverse=True)
+  zeros = jax.tree.map(jnp.zeros_like, (deter, by_block[0], stoch))
+  xs = (by_block, inputs.keep, outputs.logits, saved, *cotangents[:2])
+  d_state, stacked = jax.lax.scan(step, _place_state(*zeros), xs, reverse=True)
   d_logits, *stacked = stacked
   d_w, d_action, d_token = _weight_cotangents(
-    w, deters, stochs, outputs.deter, saved, d_logits, *_place_steps(stacked)
+    w,
+    deters,
+    by_block,
+    stochs,
+    outputs.deter,
+    saved,
+    d_logits,
+    *_place_steps(stacked),
   )
+  d_deter = d_state[0] + layers.from_blocks(d_state[1])
   d_inputs = inputs._replace(
     action=d_action, token=d_token, keep=None, noise=None
   )
-  return d_w, d_deter, d_stoch, d_inputs
+  return d_w, d_deter, d_state[2], d_inputs
 
 
 observe.defvjp(_forward_rule, _backward_rule)
@@ -320,46 +342,37 @@ def _posterior_cotangents(w, saved, d_logits):
   return _through(d_x, w.post), tuple(d_acts)
 
 
-def _transition_cotangents(w, deter, saved, d_next):
-  """Of `deter` and `stoch`; of activations' results and the gates."""
-  blocks = len(w.own)
-  _, gate_vjp = jax.vjp(gate, saved.gates, layers.to_blocks(deter, blocks))
-  d_gates, d_deter = gate_vjp(layers.to_blocks(d_next, blocks))
+def _transition_cotangents(w, by_block, saved, d_next):
+  """Of the state in its three parts; of activations' results and gates."""
+  _, gate_vjp = jax.vjp(gate, saved.gates, by_block)
+  d_gates, d_block = gate_vjp(d_next)
   d_acts = [_through(d_gates, w.gates[0])]
   scales = [w.hidden_scale, *(x.scale for x in w.hidden)]
   for i in reversed(range(1, len(saved.hidden))):
     d_x, _ = _back(saved.hidden[i], scales[i], d_acts[0])
     d_acts.insert(0, _through(d_x, w.hidden[i - 1].kernel))
   d_x, _ = _back(saved.hidden[0], scales[0], d_acts[0])
-  d_deter = layers.from_blocks(d_deter + _through(d_x, w.own))
-  d_shared = jnp.einsum('gbo,gio->bi', d_x, w.shared)
+  d_block = d_block + _through(d_x, w.own)
+  d_shared = _through(layers.from_blocks(d_x), w.shared)
   d_ins = jnp.split(d_shared, [w.deter.kernel.shape[-1]], -1)
   d_x, _ = _back(saved.deter, w.deter.scale, d_ins[0])
-  d_deter = d_deter + _through(d_x, w.deter.kernel)
+  d_deter = _through(d_x, w.deter.kernel)
   d_x, _ = _back(saved.stoch, w.stoch.scale, d_ins[1])
   d_stoch = _through(d_x, w.stoch.kernel)
-  return d_deter, d_stoch, (tuple(d_ins), tuple(d_acts), d_gates)
+  d_saved = (tuple(d_ins), tuple(d_acts), d_gates)
+  return (d_deter, d_block, d_stoch), d_saved
 
 
 def _weight_cotangents(
-  w, deters, stochs, nexts, saved, d_logits, d_post, d_rest
+  w, deters, by_block, stochs, nexts, saved, d_logits, d_post, d_rest
 ):
   """All at once, from what the backward loop stacked, [T, ...] each."""
   saved, saved_post = saved
   d_ins, d_hidden, d_gates = d_rest
-  _, d_deter = _dense(w.deter, deters, saved.deter, d_ins[0])
-  _, d_stoch = _dense(w.stoch, stochs, saved.stoch, d_ins[1])
-  shared = jnp.concatenate(
-    [
-      activate(saved.deter, w.deter.scale),
-      activate(saved.stoch, w.stoch.scale),
-    ],
-    -1,
-  )
-  d_action, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
-  own = deters.reshape(*deters.shape[:2], len(w.own), -1)
-  d_own = jnp.einsum('tbgi,tgbo->gio', own, d_action)
-  d_shared = jnp.einsum('tbi,tgbo->gio', shared, d_action)
+  d_x, hidden_scale = _back(saved.hidden[0], w.hidden_scale, d_hidden[0])
+  d_own, _ = _linear(by_block, d_x)
+  d_action = jax.vmap(layers.from_blocks)(d_x)
+  d_shared, _ = _linear(_inputs(w, saved.deter, saved.stoch), d_action)
   x = activate(saved.hidden[0], w.hidden_scale)
   hidden = []
   for layer, z, d_act in zip(
@@ -369,7 +382,7 @@ def _weight_cotangents(
     x = activate(z, layer.scale)
   gates = _linear(x, d_gates)
   d_token, post_scale = _back(saved_post[0], w.post_scale, d_post[0])
-  d_kernel = jnp.einsum('tbi,tbo->io', nexts, d_token)
+  d_kernel, _ = _linear(nexts, d_token)
   x = activate(saved_post[0], w.post_scale)
   post = []
   for layer, z, d_act in zip(
@@ -378,8 +391,8 @@ def _weight_cotangents(
     post.append(_dense(layer, x, z, d_act)[1])
     x = activate(z, layer.scale)
   d_w = Weights(
-    deter=d_deter,
-    stoch=d_stoch,
+    deter=_dense(w.deter, deters, saved.deter, d_ins[0])[1],
+    stoch=_dense(w.stoch, stochs, saved.stoch, d_ins[1])[1],
     own=d_own,
     shared=d_shared,
     hidden_scale=hidden_scale,

@@ -5,6 +5,7 @@ row of C classes. The loop over time does only what is recurrent: action and
 token projections, noise and the prior are computed for all steps at once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -101,7 +102,7 @@ class RSSM(nnx.Module):
     action_part, token_part, keep, noise = jax.tree.map(
       time_first,
       (
-        self._action_part(action),
+        self._action_layer()(action),
         self._token_part(tokens),
         (~reset).astype(self.dtype),
         noise,
@@ -114,7 +115,7 @@ class RSSM(nnx.Module):
       state['deter'],
       flatten(state['stoch']),
       recurrence.Inputs(
-        action=self._by_block(action_part),
+        action=action_part,
         token=token_part,
         keep=keep,
         noise=noise,
@@ -127,24 +128,34 @@ class RSSM(nnx.Module):
     last = {'deter': deter[:, -1], 'stoch': stoch[:, -1]}
     return last, states
 
-  def imagine_step(
-    self, state: State, action: jax.Array, key: jax.Array | None
-  ) -> State:
-    """One step of the prior: the next `deter` [B, D] and `stoch` [B, S, C].
+  def imagine(self) -> Callable[[State, jax.Array, Any], State]:
+    """One step of the prior, as a function of state, action and key.
 
-    Args:
-      state: The current state.
-      action: float32 [B, A] taken in it.
-      key: PRNG key, or None to take modes.
+    Whatever is the same in all steps is computed here. The function takes and
+    returns `deter` [B, D], `by_block` and `stoch` [B, S, C], see `by_block`;
+    the action is float32 [B, A]; the key None to take modes.
     """
-    (action_part,) = self._by_block(self._action_part(action)[None])
-    deter, _ = recurrence.transition(
-      self._weights(), state['deter'], flatten(state['stoch']), action_part
-    )
-    prior = self.prior_of(deter)
-    index = prior.sample(key)
-    stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
-    return {'deter': deter, 'stoch': stoch}
+    weights, action_layer = self._weights(), self._action_layer()
+
+    def step(state, action, key):
+      by_block, _ = recurrence.transition(
+        weights,
+        state['deter'],
+        state['by_block'],
+        flatten(state['stoch']),
+        action_layer(action),
+      )
+      deter = layers.from_blocks(by_block)
+      index = self.prior_of(deter).sample(key)
+      stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
+      return {'deter': deter, 'by_block': by_block, 'stoch': stoch}
+
+    return step
+
+  def by_block(self, state: State) -> State:
+    """The same state with `by_block` [g, B, D / g], which is `deter` cut."""
+    by_block = layers.to_blocks(state['deter'], self.blocks)
+    return {**state, 'by_block': by_block}
 
   def prior_of(self, deter: jax.Array) -> Categorical:
     """The prior over `stoch`, [..., S, C], given `deter` [..., D] (Eq. 3)."""
@@ -160,24 +171,28 @@ class RSSM(nnx.Module):
     logits = logits.reshape(*logits.shape[:-1], *self.stoch)
     return Categorical.create(logits, self.unimix)
 
-  def _action_part(self, action: jax.Array) -> jax.Array:
-    """What the action adds to the first hidden layer, bias included."""
-    action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
-    x = self.in_action(action.astype(self.dtype))
+  def _action_layer(self) -> Callable[[jax.Array], jax.Array]:
+    """What an action adds to the first hidden layer, bias included."""
     kernel = self._hidden_kernels()[2]
     bias = self._hidden(0)[0].bias[...].astype(self.dtype)
-    return shared_product(x, kernel) + bias
+
+    def layer(action):
+      action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
+      return self.in_action(action.astype(self.dtype)) @ kernel + bias
+
+    return layer
 
   def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first hidden kernel [g, i, o] cut by input: deter, state, action.
+    """The first hidden kernel cut by input: deter, state, action.
 
-    Every block sees its own slice of `deter` and all of the three inputs.
+    Every block sees its own slice of `deter`, [g, D / g, D / g], and all of
+    the three inputs, [2 H, D] and [H, D].
     """
     kernel = self._hidden(0)[0].kernel[...].astype(self.dtype)
     own = self.deter // self.blocks
-    cuts = [own, own + 2 * self.hidden]
-    own_kernel, shared, action = jnp.split(kernel, cuts, axis=1)
-    return own_kernel, shared, action
+    shared = jnp.swapaxes(kernel[:, own:], 0, 1).reshape(-1, self.deter)
+    shared, action = jnp.split(shared, [2 * self.hidden])
+    return kernel[:, :own], shared, action
 
   def _weights(self) -> recurrence.Weights:
     """What the recurrence takes of the parameters, in the compute dtype."""
@@ -224,22 +239,11 @@ class RSSM(nnx.Module):
   def _block_scale(self, norm: layers.Norm) -> jax.Array:
     return norm.scale[...].reshape(self.blocks, 1, -1)
 
-  def _by_block(self, x: jax.Array) -> jax.Array:
-    """[T, B, D] -> [T, g, B, D / g]."""
-    x = x.reshape(*x.shape[:2], self.blocks, -1)
-    return jnp.swapaxes(x, 1, 2)
-
   def _token_part(self, tokens: jax.Array) -> jax.Array:
     """What the tokens add to the first posterior layer, bias included."""
     linear = self.post.layer(0).linear
     kernel = linear.kernel[...][self.deter :].astype(self.dtype)
     return tokens @ kernel + linear.bias[...].astype(self.dtype)
-
-
-def shared_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., i] times every block of [g, i, o] -> [..., g * o]."""
-  product = jnp.einsum('...i,gio->...go', x, kernel)
-  return product.reshape(*x.shape[:-1], -1)
 
 
 def flatten(stoch: jax.Array) -> jax.Array:
