@@ -20,7 +20,9 @@ from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.sharding import topology
 from dreamer_tpu.tools import plan_chips, plan_hlo
 
-_AMOUNT = re.compile(r'\b(\d+(?:\.\d+)?)([KMGT]?)\b')
+# The two ways in which the compiler says that memory does not suffice.
+_USED = re.compile(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm')
+_REQUIRED = re.compile(r'\(([\d.]+)([KMGT]?)\) exceeds available HBM')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -128,13 +130,13 @@ def make(
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    needed = max(_needed(str(error)), chip.hbm)
+    peak = max(needed(str(error)), chip.hbm)
     return Plan(
       **common,
       compile_s=time.monotonic() - start,
       arguments=given,
-      temporaries=needed - given,
-      peak=needed,
+      temporaries=peak - given,
+      peak=peak,
       fits=False,
       collectives=[],
       floors=None,
@@ -171,9 +173,7 @@ def shard_bytes(x: Any) -> float:
   return math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
 
 
-def _needed(message: str) -> float:
-  """The bytes that the compiler asked for, the most that it names."""
-  return max(
-    (float(n) * _UNITS[unit] for n, unit in _AMOUNT.findall(message) if unit),
-    default=0.0,
-  )
+def needed(message: str) -> float:
+  """The bytes that the compiler could not place, from what it says."""
+  match = _USED.search(message) or _REQUIRED.search(message)
+  return float(match[1]) * _UNITS[match[2]] if match else 0.0

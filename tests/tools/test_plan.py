@@ -188,6 +188,26 @@ def test_the_text_tells_what_does_not_fit():
   assert '17.00 of 15.75 GiB' in text
 
 
+@pytest.mark.parametrize(
+  ('message', 'gib'),
+  [
+    (
+      'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+      'for HLO temporaries (240.00G) exceeds available HBM (15.75G).',
+      240,
+    ),
+    (
+      'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.50G '
+      'of 15.75G hbm. Exceeded hbm capacity by 768.00M. Total hbm usage >= '
+      '16.75G: reserved 258.00M program 16.50G',
+      16.5,
+    ),
+  ],
+)
+def test_what_the_compiler_says_when_memory_does_not_suffice(message, gib):
+  assert plan_step.needed(message) == gib * 2**30
+
+
 @pytest.mark.slow
 def test_too_large_for_the_chip():
   done = command(
