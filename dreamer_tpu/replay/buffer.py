@@ -21,6 +21,7 @@ from etils import epath
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay import restore
 from dreamer_tpu.replay.chunks import latent_keys, parse_spec
+from dreamer_tpu.replay.mixture import Sampling
 from dreamer_tpu.replay.snapshot import Journal, Snapshot
 from dreamer_tpu.replay.store import Store
 
@@ -45,6 +46,7 @@ class Replay:
     streams: int,
     seed: int,
     shard: int = 0,
+    sampling: Sampling | None = None,
   ) -> None:
     """Makes an empty replay.
 
@@ -59,6 +61,7 @@ class Replay:
       streams: Environments, rows of `add`.
       seed: Seed of sampling.
       shard: Which of the hosts' shards this is.
+      sampling: How sequences are chosen; uniformly by default.
 
     Raises:
       UserError: If the capacity does not hold one sequence per stream.
@@ -82,6 +85,7 @@ class Replay:
       chunksize=self._chunksize,
       width=streams,
       online=online,
+      sampling=sampling or Sampling(),
       on_evict=lambda chunk: self._journal.ledger.evict(chunk),
     )
     self._lock = threading.Lock()
@@ -139,7 +143,7 @@ class Replay:
       ValueError: If there is no sequence yet.
     """
     with self._lock:
-      starts = self._store.draw(batch, online, rng or self._rng)
+      starts = self._store.draw(batch, online, rng or self._rng, rng is None)
       if rng is None:  # A report does not count as training.
         self._samples += batch
       return self._store.gather(starts, 0, steps or self.length)
@@ -187,6 +191,26 @@ class Replay:
       with self._lock:
         self._store.overwrite(ids.reshape(-1), stored)
 
+  def prioritize(self, stepid: np.ndarray, priority: np.ndarray) -> None:
+    """Sets priorities; ignores steps that have been dropped meanwhile.
+
+    Args:
+      stepid: Addresses, int64 of any shape.
+      priority: The same shape, at least 0; only their relation counts. Those
+        that are not finite count as 0.
+
+    Raises:
+      ValueError: If the shapes differ.
+    """
+    ids, values = np.asarray(stepid), np.asarray(priority, np.float32)
+    if ids.shape != values.shape:
+      raise ValueError(f'{values.shape} priorities for {ids.shape} steps')
+    values = np.where(np.isfinite(values), np.maximum(values, 0), 0)
+    with self._lock:
+      if self._store.prioritized is not None and ids.size:
+        flat = values.astype(np.float32).reshape(-1)
+        self._store.prioritized.prioritize(ids.reshape(-1), flat)
+
   def stats(self) -> dict[str, float]:
     """Returns figures for the log; inserts and samples since the last call.
 
@@ -232,7 +256,9 @@ class Replay:
       RuntimeError: If the previous snapshot is not written yet.
     """
     with self._lock:
-      return self._journal.snapshot(directory, self._state())
+      prioritized = self._store.prioritized
+      priorities = prioritized.priorities() if prioritized else {}
+      return self._journal.snapshot(directory, self._state(), priorities)
 
   def save(self, directory: epath.PathLike) -> dict[str, Any]:
     """Saves and returns the manifest; see `snapshot`."""
@@ -312,6 +338,10 @@ class Replay:
     self._store.take_chunks(layout)
     layout.read(directory, self._store.chunks, self._journal.ledger)
     self._store.index(layout)
+    if self._store.prioritized is not None:
+      for address, values in layout.priorities(directory):
+        rows = np.arange(len(values))
+        self._store.prioritized.prioritize(address + rows, values)
     if layout.own is None:
       seed = np.random.SeedSequence([self._seed, self._store.inserted])
       self._rng = np.random.Generator(np.random.PCG64(seed))

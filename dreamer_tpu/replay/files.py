@@ -18,7 +18,7 @@ from etils import epath
 
 from dreamer_tpu.errors import UserError
 
-_NAME = re.compile(r'(tmp-)?((?:steps|latents)-(\d+)-\d+\.npys)')
+_NAME = re.compile(r'(tmp-)?((?:steps|latents|priorities)-(\d+)-\d+\.npys)')
 
 _HEADER = re.compile(
   rb"\{'descr': '([^']+)', 'fortran_order': False, 'shape': \(([\d, ]*)\)"

@@ -26,6 +26,7 @@ from dreamer_tpu.replay.chunks import Chunk, Pending
 
 STEPS = 'steps'
 LATENTS = 'latents'
+PRIORITIES = 'priorities'  # Not in the ledger: every save has one of its own.
 
 _FILE_BYTES = 64 * 2**20
 _WORN = 0.05

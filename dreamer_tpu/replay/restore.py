@@ -11,7 +11,7 @@ from etils import epath
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay import files
 from dreamer_tpu.replay.chunks import Chunk, Field, latent_keys
-from dreamer_tpu.replay.ledger import STEPS, Ledger, Part, Record
+from dreamer_tpu.replay.ledger import PRIORITIES, STEPS, Ledger, Part, Record
 
 FORMAT = 1
 _READERS = 4
@@ -199,7 +199,8 @@ class Layout:
     """
     used = {source for source, _ in self._places}
     for source in sorted(used):
-      entries = self._sources[source]['files']
+      files_ = self._sources[source]['files']
+      entries = [x for x in files_ if x['kind'] != PRIORITIES]
       for entry, (runs, *arrays) in _read_ahead(directory, entries):
         parts = self._fill(source, entry, runs, arrays, live)
         if self.own is not None:
@@ -211,6 +212,28 @@ class Layout:
         f'the manifest of the replay in {directory} names no file for '
         f'{sum(gaps)} of its steps; restore an earlier checkpoint'
       )
+
+  def priorities(
+    self, directory: epath.PathLike
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields addresses and the priorities of the steps from there on.
+
+    Raises:
+      ReplayCorrupt: If a file is missing or damaged.
+    """
+    for source, manifest in enumerate(self._sources):
+      for entry in manifest['files']:
+        if entry['kind'] != PRIORITIES:
+          continue
+        runs, values = files.read_file(directory, entry)
+        offset = 0
+        for serial, start, stop in runs.tolist():
+          for place in self._find(source, serial, start, stop):
+            address = place.chunk.serial * self._chunksize + place.start
+            first = offset + place.row
+            count = place.stop - place.start
+            yield address, values[first : first + count]
+          offset += stop - start
 
   def online(self, length: int) -> list[int]:
     """Returns the saved online queues, if sequences are still as long."""

@@ -3,8 +3,8 @@
 A selector holds the addresses (`stepid`, see buffer.py) of all sequence
 starts that may be sampled. The replay calls
 
-  insert(starts)     new starts, int64 [n]; within a chunk in rising order
-                     and without gaps from its first row on
+  insert(starts)     new starts, int64 [n], the oldest first; within a chunk in
+                     rising order and without gaps from its first row on
   remove(serial)     all starts in the chunk of this serial are gone
   sample(rng, n)     int64 [n], drawn with replacement
   len(selector)      number of starts
@@ -56,8 +56,11 @@ class Uniform:
       self._counts[slot] = 0
       self._sums = None
 
-  def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Returns n starts, int64 [n]."""
+  def sample(
+    self, rng: np.random.Generator, n: int, mark: bool = True
+  ) -> np.ndarray:
+    """Returns n starts, int64 [n]; nothing is marked."""
+    del mark
     if self._sums is None:
       self._sums = np.cumsum(self._counts[: self._used])
     ranks = rng.integers(self._total, size=n)

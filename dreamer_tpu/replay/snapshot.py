@@ -9,7 +9,14 @@ from etils import epath
 
 from dreamer_tpu.replay import files
 from dreamer_tpu.replay.chunks import Arrays, Chunk, Field, latent_keys
-from dreamer_tpu.replay.ledger import LATENTS, Ledger, Part, Plan, Record
+from dreamer_tpu.replay.ledger import (
+  LATENTS,
+  PRIORITIES,
+  Ledger,
+  Part,
+  Plan,
+  Record,
+)
 
 
 class Journal:
@@ -36,16 +43,21 @@ class Journal:
     self._generation: int | None = None
     self._current: Snapshot | None = None
     self._last: set[str] = set()  # Names in the newest manifest.
+    self._saves = 0
     self.ledger = self._new_ledger()
 
   def snapshot(
-    self, directory: epath.PathLike, state: dict[str, Any]
+    self,
+    directory: epath.PathLike,
+    state: dict[str, Any],
+    priorities: dict[int, np.ndarray],
   ) -> 'Snapshot':
     """Freezes the shard; the caller holds the lock.
 
     Args:
       directory: The replay directory.
       state: The manifest, but for its files.
+      priorities: Of the steps of each chunk, by serial; may be none.
 
     Raises:
       RuntimeError: If the previous snapshot is not written yet.
@@ -58,7 +70,10 @@ class Journal:
       self._home = home
     plans = self.ledger.plan(self._chunks.values())
     records = list(self.ledger.files.values())
+    self._saves += 1
     self._current = Snapshot(self, home, state, plans, records)
+    self._current.priorities = priorities
+    self._current.number = self._saves
     return self._current
 
   def adopt(self, directory: epath.PathLike) -> None:
@@ -128,6 +143,8 @@ class Snapshot:
   chunk is copied.
 
   Attributes:
+    priorities: Of the steps of each chunk, by serial.
+    number: Of the snapshot.
     written: Bytes that `write` has written.
   """
 
@@ -146,6 +163,8 @@ class Snapshot:
     self._records = records
     self._buffers: Arrays = {}
     self._done = False
+    self.priorities: dict[int, np.ndarray] = {}
+    self.number = 0
     self.written = 0
 
   @property
@@ -209,7 +228,23 @@ class Snapshot:
       path = self._directory / record.name
       record.bytes, record.crc = files.write_file(path, arrays)
       self.written += record.bytes
+    if self.priorities:
+      self._write_priorities(generation)
     files.sync_folder(folder)
+
+  def _write_priorities(self, generation: int) -> None:
+    serials = np.array(list(self.priorities), np.int64)
+    stops = np.array([len(x) for x in self.priorities.values()], np.int64)
+    runs = np.stack([serials, np.zeros_like(serials), stops], 1)
+    values = np.concatenate(list(self.priorities.values()))
+    record = Record(self.number, PRIORITIES, len(values), 0)
+    record.name = files.file_name(
+      self._journal.shard, PRIORITIES, generation, self.number
+    )
+    path = self._directory / record.name
+    self._records.append(record)
+    record.bytes, record.crc = files.write_file(path, [runs, values])
+    self.written += record.bytes
 
   def _check_earlier(self, existing: set[str]) -> None:
     missing = sorted(self.names - existing)

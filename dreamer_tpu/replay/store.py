@@ -10,8 +10,9 @@ import numpy as np
 from dreamer_tpu.replay import collate
 from dreamer_tpu.replay.chunks import Arrays, Chunk, Field
 from dreamer_tpu.replay.intake import Intake
+from dreamer_tpu.replay.mixture import Mixture, Sampling
+from dreamer_tpu.replay.priority import Prioritized
 from dreamer_tpu.replay.restore import Layout
-from dreamer_tpu.replay.selectors import Uniform
 
 
 class Store:
@@ -34,6 +35,7 @@ class Store:
     chunksize: int,
     width: int,
     online: bool,
+    sampling: Sampling,
     on_evict: Callable[[Chunk], None],
   ) -> None:
     """Makes an empty store.
@@ -45,6 +47,7 @@ class Store:
       chunksize: Steps per chunk.
       width: Streams.
       online: Whether to fill the online queue.
+      sampling: How starts are chosen.
       on_evict: Called with every chunk that is dropped.
     """
     self._fields = fields
@@ -53,6 +56,7 @@ class Store:
     self._chunksize = chunksize
     self._width = width
     self._online = online
+    self._sampling = sampling
     self._on_evict = on_evict
     self.chunks: collections.OrderedDict[int, Chunk] = collections.OrderedDict()
     self.clear()
@@ -62,7 +66,9 @@ class Store:
     self.chunks.clear()
     self.steps = 0
     self.inserted = 0
-    self._selector = Uniform(self._chunksize)
+    self._selector = Mixture(
+      self._sampling, self.chunks, self._chunksize, self._length
+    )
     self._queue: collections.deque[int] = collections.deque()
     self._intake = Intake(self._length, self._chunksize, self._open_chunk)
     self._next_serial = 0
@@ -85,7 +91,7 @@ class Store:
         self._queue.extend(starts.tolist())
 
   def draw(
-    self, batch: int, online: bool, rng: np.random.Generator
+    self, batch: int, online: bool, rng: np.random.Generator, mark: bool
   ) -> np.ndarray:
     """Returns sequence starts, int64 [batch]; see `Replay.sample`."""
     if not len(self._selector):
@@ -95,7 +101,7 @@ class Store:
       start = self._queue.popleft()
       if self._is_live(start):
         starts.append(start)
-    drawn = self._selector.sample(rng, batch - len(starts))
+    drawn = self._selector.sample(rng, batch - len(starts), mark)
     return np.concatenate([np.array(starts, np.int64), drawn])
 
   def holds(self, addresses: np.ndarray) -> bool:
@@ -123,6 +129,11 @@ class Store:
       if chunk is not None and rows[stop - 1] < chunk.fill:
         part = {key: value[start:stop] for key, value in values.items()}
         chunk.overwrite(int(rows[start]), part)
+
+  @property
+  def prioritized(self) -> Prioritized | None:
+    """The selector by priority, if it has a share."""
+    return self._selector.prioritized
 
   def state(self) -> dict[str, Any]:
     """Returns everything but the contents of the chunks, JSON-able.
@@ -165,17 +176,26 @@ class Store:
       [chunk for chunk in stream if self.chunks.get(chunk.serial) is chunk]
       for stream in layout.streams
     ]
-    for stream in streams:
-      left = sum(chunk.fill for chunk in stream) - self._length + 1
-      for chunk in stream:
-        rows = np.arange(min(chunk.fill, max(0, left)))
-        self._selector.insert(chunk.serial * self._chunksize + rows)
-        left -= chunk.fill
+    self._selector.insert(self._complete(streams))
     if self._online:
       self._queue.extend(layout.online(self._length))
     if layout.own is not None and layout.own['width'] == self._width:
       growing: Sequence[list[Chunk]] = [streams[i] for i in layout.own['open']]
       self._intake.resume(growing, layout.own['position'])
+
+  def _complete(self, streams: Sequence[Sequence[Chunk]]) -> np.ndarray:
+    """The starts of all sequences, the oldest first."""
+    starts = [np.zeros(0, np.int64)]
+    times = [np.zeros(0, np.int64)]
+    for stream in streams:
+      left = sum(chunk.fill for chunk in stream) - self._length + 1
+      for chunk in stream:
+        rows = np.arange(min(chunk.fill, max(0, left)))
+        starts.append(chunk.serial * self._chunksize + rows)
+        times.append(chunk.born + rows * self._width)
+        left -= chunk.fill
+    order = np.lexsort((np.concatenate(starts), np.concatenate(times)))
+    return np.concatenate(starts)[order]
 
   def _open_chunk(self, last: Chunk | None) -> Chunk:
     stream = self._next_stream if last is None else last.stream

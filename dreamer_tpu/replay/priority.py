@@ -1,0 +1,208 @@
+"""Sampling by priority: sequences of surprising steps more often."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from dreamer_tpu.replay.chunks import Chunk
+
+Run = tuple[int, int, int]
+
+
+class Prioritized:
+  """Every start in proportion to its sequence's priority.
+
+  Steps have priorities p; a sequence's is maxfrac * max(p^e) + (1 - maxfrac) *
+  mean(p^e) over its steps, e being the exponent. Where some are infinite, one
+  of these is drawn, all alike; where all are 0, any.
+
+  Per step 4 bytes of priority and 4 of its sequence's weight; sums per chunk
+  are what a draw searches first.
+  """
+
+  def __init__(
+    self,
+    chunks: Mapping[int, Chunk],
+    chunksize: int,
+    length: int,
+    *,
+    exponent: float,
+    maxfrac: float,
+    initial: float,
+    zero_on_sample: bool,
+  ) -> None:
+    """Starts without starts.
+
+    Args:
+      chunks: Live chunks by serial.
+      chunksize: Steps per chunk.
+      length: Steps per sequence.
+      exponent: Of priorities.
+      maxfrac: Weight of the largest one in a sequence, the rest the mean's.
+      initial: Priority of steps that have none yet.
+      zero_on_sample: Whether the steps of a drawn sequence get 0.
+    """
+    self._chunks = chunks
+    self._chunksize = chunksize
+    self._length = length
+    self._exponent = exponent
+    self._maxfrac = maxfrac
+    self._initial = initial
+    self._zero = zero_on_sample
+    self._prios: dict[int, np.ndarray] = {}
+    self._weights: dict[int, np.ndarray] = {}
+    self._before: dict[int, int] = {}  # The chunk before one, by serials.
+    # By serial - first: starts, those of infinite weight, sum of the others.
+    self._first = 0
+    self._table = np.zeros((3, 64))
+
+  def __len__(self) -> int:
+    return int(self._table[0].sum())
+
+  def insert(self, starts: np.ndarray) -> None:
+    """Adds starts, int64 [n]."""
+    serials = starts // self._chunksize
+    found, counts = np.unique(serials, return_counts=True)
+    for serial, count in zip(found.tolist(), counts.tolist(), strict=True):
+      slot = self._slot(serial)
+      begin = int(self._table[0, slot])
+      self._table[0, slot] += count
+      self._refresh(serial, begin, begin + count)
+
+  def remove(self, serial: int) -> None:
+    """Takes all starts of a chunk out."""
+    self._prios.pop(serial, None)
+    self._weights.pop(serial, None)
+    self._before.pop(serial, None)
+    if 0 <= serial - self._first < self._table.shape[1]:
+      self._table[:, serial - self._first] = 0
+
+  def sample(
+    self, rng: np.random.Generator, n: int, mark: bool = True
+  ) -> np.ndarray:
+    """Returns n starts, int64 [n], drawn one after the other.
+
+    Args:
+      rng: What to draw with.
+      n: Number of draws.
+      mark: Whether drawn ones may be given a priority of 0.
+    """
+    starts = np.empty(n, np.int64)
+    for i in range(n):
+      starts[i] = self._draw(rng)
+      if self._zero and mark:
+        serial, row = divmod(int(starts[i]), self._chunksize)
+        for run in self._runs(serial, row, self._length):
+          self._set(run, 0.0)
+    return starts
+
+  def prioritize(self, addresses: np.ndarray, values: np.ndarray) -> None:
+    """Sets the priorities of steps, float [n] at int64 [n], if still stored."""
+    serials = addresses // self._chunksize
+    breaks = (np.diff(addresses) != 1) | (np.diff(serials) != 0)
+    for part in np.split(np.arange(len(addresses)), np.flatnonzero(breaks) + 1):
+      serial, row = divmod(int(addresses[part[0]]), self._chunksize)
+      chunk = self._chunks.get(serial)
+      if chunk is not None and row + len(part) <= chunk.fill:
+        self._set((serial, row, row + len(part)), values[part])
+
+  def priorities(self) -> dict[int, np.ndarray]:
+    """A copy of the priorities of all steps, float32 [fill] by serial."""
+    return {
+      serial: self._prio(serial)[: chunk.fill].copy()
+      for serial, chunk in self._chunks.items()
+    }
+
+  def _draw(self, rng: np.random.Generator) -> int:
+    counts, infinite, sums = self._table
+    if infinite.any():
+      slot, rank = _pick(infinite, int(rng.integers(int(infinite.sum()))))
+      weights = self._weights[self._first + slot][: int(counts[slot])]
+      row = int(np.flatnonzero(np.isinf(weights))[int(rank)])
+    elif sums.any():
+      slot, rest = _pick(sums, rng.random() * sums.sum())
+      weights = self._weights[self._first + slot][: int(counts[slot])]
+      row, _ = _pick(weights.astype(np.float64), rest)
+    else:
+      slot, rank = _pick(counts, int(rng.integers(int(counts.sum()))))
+      row = int(rank)
+    return (self._first + slot) * self._chunksize + row
+
+  def _set(self, run: Run, values: np.ndarray | float) -> None:
+    """Sets priorities of a run of rows, and the weights that they are in."""
+    serial, begin, end = run
+    self._prio(serial)[begin:end] = values
+    begin -= self._length - 1
+    self._refresh(serial, max(begin, 0), end)
+    while begin < 0:
+      serial = self._before.get(serial, -1)
+      if serial not in self._chunks:
+        return
+      end = self._chunks[serial].fill
+      begin += end
+      self._refresh(serial, max(begin, 0), end)
+
+  def _refresh(self, serial: int, begin: int, end: int) -> None:
+    """Computes the weights of the starts in rows begin..end anew."""
+    slot = self._slot(serial)
+    count = int(self._table[0, slot])
+    end = min(end, count)
+    if begin < end:
+      runs = self._runs(serial, begin, end - begin + self._length - 1)
+      prios = [self._prio(x)[first:last] for x, first, last in runs]
+      powers = np.concatenate(prios).astype(np.float64) ** self._exponent
+      windows = np.lib.stride_tricks.sliding_window_view(powers, self._length)
+      mean, most = windows.mean(1), windows.max(1)
+      # 0 * inf is none.
+      with np.errstate(invalid='ignore'):
+        weights = self._maxfrac * most + (1 - self._maxfrac) * mean
+      weights[np.isinf(most)] = np.inf
+      self._weights[serial][begin:end] = weights
+    weights = self._weights[serial][:count]
+    infinite = np.isinf(weights)
+    self._table[1, slot] = infinite.sum()
+    self._table[2, slot] = weights[~infinite].sum(dtype=np.float64)
+
+  def _runs(self, serial: int, row: int, steps: int) -> Iterator[Run]:
+    """The rows of consecutive steps of a stream, chunk by chunk."""
+    chunk: Chunk | None = self._chunks[serial]
+    while steps > 0 and chunk is not None:
+      count = min(steps, chunk.fill - row)
+      if count > 0:
+        yield chunk.serial, row, row + count
+        steps -= count
+      row = max(0, row - chunk.fill)
+      if chunk.next is not None:
+        self._before[chunk.next.serial] = chunk.serial
+      chunk = chunk.next
+
+  def _prio(self, serial: int) -> np.ndarray:
+    if serial not in self._prios:
+      rows = self._chunksize
+      self._prios[serial] = np.full(rows, self._initial, np.float32)
+      self._weights[serial] = np.zeros(rows, np.float32)
+    return self._prios[serial]
+
+  def _slot(self, serial: int) -> int:
+    """The column of a chunk in the table, which is made to hold it."""
+    self._prio(serial)
+    used = np.flatnonzero(self._table[0])
+    size = self._table.shape[1]
+    if not 0 <= serial - self._first < size:
+      low = min([serial, *(self._first + used[:1])])
+      high = max([serial, *(self._first + used[-1:])])
+      while size < 2 * (high + 1 - low):
+        size *= 2
+      table = np.zeros((3, size))
+      table[:, self._first + used - low] = self._table[:, used]
+      self._first, self._table = int(low), table
+    return serial - self._first
+
+
+def _pick(weights: np.ndarray, value: float) -> tuple[int, float]:
+  """The entry in which a running sum passes `value`, and what is left of it."""
+  sums = np.cumsum(weights)
+  index = int(np.searchsorted(sums, value, side='right'))
+  # Rounding may lead past the last one.
+  index = min(index, int(np.flatnonzero(weights)[-1]))
+  return index, value - (sums[index] - weights[index])
