@@ -33,9 +33,9 @@ class Actor:
     self._env = env
     self._policy = policy
     self._store = store
-    self.episodes = EpisodeStats(env.num_envs)
+    self._episodes = EpisodeStats(env.num_envs)
     self._obs = env.reset()
-    self.episodes.update(self._obs)
+    self._episodes.update(self._obs)
 
   def step(self) -> list[dict[str, Any]]:
     """One step of every environment.
@@ -47,4 +47,4 @@ class Actor:
     seen = {k: v for k, v in self._obs.items() if not k.startswith(LOG)}
     self._store({**seen, **action, **latents})
     self._obs = self._env.step(action)
-    return self.episodes.update(self._obs)
+    return self._episodes.update(self._obs)

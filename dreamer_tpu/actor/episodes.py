@@ -8,8 +8,35 @@ import numpy as np
 LOG = 'log/'
 
 
+class Averages:
+  """Means of the statistics of episodes, by name."""
+
+  def __init__(self) -> None:
+    self._totals: dict[str, list[float]] = {}  # Name: [sum, count].
+
+  def add(self, stats: Mapping[str, float]) -> None:
+    """Takes the 'stats' of an episode."""
+    for name, value in stats.items():
+      total = self._totals.setdefault(name, [0.0, 0])
+      total[0] += value
+      total[1] += 1
+
+  def result(self) -> dict[str, float]:
+    """Means over the episodes added since the last call."""
+    totals, self._totals = self._totals, {}
+    return {name: total / count for name, (total, count) in totals.items()}
+
+  def state(self) -> dict[str, list[float]]:
+    """What `load` restores: JSON types only."""
+    return {name: list(total) for name, total in self._totals.items()}
+
+  def load(self, state: Mapping[str, list[float]]) -> None:
+    """Goes on from what `state` returned."""
+    self._totals = {name: list(total) for name, total in state.items()}
+
+
 class EpisodeStats:
-  """Follows the episodes of N environments and averages the finished ones.
+  """Follows the episodes of N environments.
 
   An episode's score is the sum of its rewards, its length the number of
   actions in it. Of each scalar observation 'log/NAME' the average, maximum
@@ -21,7 +48,6 @@ class EpisodeStats:
     self._score = np.zeros(num_envs, np.float64)
     self._length = np.zeros(num_envs, np.int64)
     self._logs: dict[str, dict[str, np.ndarray]] = {}
-    self._totals: dict[str, list[float]] = {}  # Name: [sum, count].
 
   def update(self, obs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Takes one vector step.
@@ -32,7 +58,8 @@ class EpisodeStats:
 
     Returns:
       One dict per episode that ended in this step, by environment: 'env' (its
-      index), 'score' (float), 'length' (int).
+      index), 'score' (float), 'length' (int), and 'stats', a float for each of
+      'episode/score', 'episode/length' and 'epstats/NAME/{avg,max,sum}'.
     """
     first, last = obs['is_first'], obs['is_last']
     self._score = np.where(first, 0.0, self._score) + obs['reward']
@@ -40,42 +67,17 @@ class EpisodeStats:
     for key, value in obs.items():
       if key.startswith(LOG) and np.ndim(value) == 1:
         self._update_log(key.removeprefix(LOG), value, first)
-    finished = []
-    for i in np.flatnonzero(last).tolist():
-      score, length = float(self._score[i]), int(self._length[i])
-      self._add('episode/score', score)
-      self._add('episode/length', length)
-      self._finish_logs(i)
-      finished.append({'env': i, 'score': score, 'length': length})
-    return finished
+    return [self._episode(i) for i in np.flatnonzero(last).tolist()]
 
-  def result(self) -> dict[str, float]:
-    """Averages over the episodes finished since the last call.
-
-    Returns:
-      'episode/score', 'episode/length', 'epstats/NAME/{avg,max,sum}'; empty if
-      no episode has finished.
-    """
-    result = {
-      name: total / count for name, (total, count) in self._totals.items()
-    }
-    self._totals = {}
-    return result
-
-  def state(self) -> dict[str, Any]:
-    """What `load` restores: JSON types only. Unfinished episodes are not in it,
-    since environments start anew when a run is resumed."""
-    return {'totals': {name: list(v) for name, v in self._totals.items()}}
-
-  def load(self, state: Mapping[str, Any]) -> None:
-    """Restores what `state` returned; episodes begin anew."""
-    self._totals = {
-      name: [float(total), int(count)]
-      for name, (total, count) in state['totals'].items()
-    }
-    self._score[:] = 0.0
-    self._length[:] = 0
-    self._logs = {}
+  def _episode(self, i: int) -> dict[str, Any]:
+    score, length = float(self._score[i]), int(self._length[i])
+    stats = {'episode/score': score, 'episode/length': float(length)}
+    for name, log in self._logs.items():
+      if count := int(log['count'][i]):
+        stats[f'epstats/{name}/avg'] = float(log['sum'][i]) / count
+        stats[f'epstats/{name}/max'] = float(log['max'][i])
+        stats[f'epstats/{name}/sum'] = float(log['sum'][i])
+    return {'env': i, 'score': score, 'length': length, 'stats': stats}
 
   def _update_log(self, name: str, value: np.ndarray, first: np.ndarray):
     if name not in self._logs:
@@ -89,16 +91,3 @@ class EpisodeStats:
     highest = np.where(first, -np.inf, log['max'])
     log['max'] = np.fmax(highest, value)
     log['count'] = np.where(first, 0, log['count']) + known
-
-  def _finish_logs(self, i: int) -> None:
-    for name, log in self._logs.items():
-      count = int(log['count'][i])
-      if count:
-        self._add(f'epstats/{name}/avg', float(log['sum'][i]) / count)
-        self._add(f'epstats/{name}/max', float(log['max'][i]))
-        self._add(f'epstats/{name}/sum', float(log['sum'][i]))
-
-  def _add(self, name: str, value: float) -> None:
-    total = self._totals.setdefault(name, [0.0, 0])
-    total[0] += value
-    total[1] += 1

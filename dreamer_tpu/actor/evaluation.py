@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dreamer_tpu.actor.actor import Arrays, Policy
-from dreamer_tpu.actor.episodes import LOG, EpisodeStats
+from dreamer_tpu.actor.episodes import LOG, Averages, EpisodeStats
 from dreamer_tpu.envs import VectorEnv
 
 # Frames of a video; episodes may be much longer.
@@ -19,23 +19,20 @@ class Evaluation:
   """What `evaluate` has seen.
 
   Attributes:
-    episodes: One dict per episode: 'env' (index of its environment), 'score'
-      (float) and 'length' (int); by environment, in the order of time.
-    stats: Averages over them, as `EpisodeStats.result` returns them.
+    episodes: As `EpisodeStats.update` returns them; by environment, in the
+      order of time.
     videos: The first episode of the recorded environments as 'KEY/ENV' uint8
       [T, H, W, C], at most 1,000 steps.
     complete: False if `stop` has ended it early.
   """
 
   episodes: list[dict[str, Any]]
-  stats: dict[str, float]
   videos: Arrays
   complete: bool
 
   def metrics(self) -> dict[str, float]:
-    """The averages, and 'episode/score_{sem,median}' and 'episode/count'."""
-    scores = [episode['score'] for episode in self.episodes]
-    return {**self.stats, **summarize(scores)}
+    """As `summarize` returns them."""
+    return summarize(self.episodes)
 
 
 def evaluate(
@@ -88,20 +85,24 @@ def evaluate(
     obs = env.step(action)
   return Evaluation(
     episodes=sorted(played, key=lambda episode: episode['env']),
-    stats=stats.result(),
     videos=recorder.videos(),
     complete=not share.any(),
   )
 
 
-def summarize(scores: list[float]) -> dict[str, float]:
-  """Statistics of the scores of episodes, besides their mean.
+def summarize(episodes: list[dict[str, Any]]) -> dict[str, float]:
+  """Statistics of episodes, of one evaluation or of several hosts'.
 
   Returns:
-    'episode/count', 'episode/score_median' and, from two episodes on, the
-    standard error of their mean as 'episode/score_sem'.
+    The means of their 'stats', 'episode/count', 'episode/score_median' and,
+    from two episodes on, the standard error of the mean score as
+    'episode/score_sem'.
   """
-  result = {'episode/count': float(len(scores))}
+  averages = Averages()
+  for episode in episodes:
+    averages.add(episode['stats'])
+  scores = [episode['score'] for episode in episodes]
+  result = {**averages.result(), 'episode/count': float(len(scores))}
   if scores:
     result['episode/score_median'] = float(np.median(scores))
   if len(scores) > 1:

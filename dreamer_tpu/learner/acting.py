@@ -19,13 +19,23 @@ class PolicyStep:
     envs: Number N of environments.
     seed: Of the actions.
     mode: Whether to take the policy's mode instead of samples.
+    device: Where to compute, and where `params` have to be.
   """
 
-  def __init__(self, agent: Agent, envs: int, *, seed: int, mode: bool = False):
+  def __init__(
+    self,
+    agent: Agent,
+    envs: int,
+    *,
+    seed: int,
+    mode: bool = False,
+    device: jax.Device | None = None,
+  ):
     self._agent = agent
     self._envs = envs
+    self.device = device or jax.local_devices()[0]
     # An argument, not a constant: all seeds share one compiled program.
-    self._seed = jax.device_put(np.uint32(seed))
+    self._seed = jax.device_put(np.uint32(seed), self.device)
     self._mode = mode
     self._keys = [*agent.obs_space, 'is_first']
     self._step = jax.jit(self._step_fn, donate_argnums=1)
@@ -35,7 +45,8 @@ class PolicyStep:
 
   def reset(self) -> None:
     """Forgets what was seen; every environment must start an episode."""
-    self._carry = self._agent.initial_carry(self._envs)
+    carry = self._agent.initial_carry(self._envs)
+    self._carry = jax.device_put(carry, self.device)
 
   def __call__(
     self, obs: Mapping[str, np.ndarray]
@@ -49,7 +60,7 @@ class PolicyStep:
       Actions [N, ...] per key, and the latents to store with this step.
     """
     inputs = jax.device_put(
-      ({k: obs[k] for k in self._keys}, np.uint32(self.steps))
+      ({k: obs[k] for k in self._keys}, np.uint32(self.steps)), self.device
     )
     self._carry, action, latents = self._step(
       self.params, self._carry, *inputs, self._seed

@@ -5,7 +5,14 @@ import time
 from collections.abc import Mapping
 
 # Time in these sections brings the run no further.
-UNPRODUCTIVE = ('starting', 'compiling', 'restoring', 'saving', 'reporting')
+UNPRODUCTIVE = (
+  'starting',
+  'compiling',
+  'restoring',
+  'saving',
+  'reporting',
+  'evaluating',
+)
 
 
 class Timer:
