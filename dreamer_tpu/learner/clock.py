@@ -1,10 +1,8 @@
 """When to log, report and save."""
 
-import time
-
 
 class Every:
-  """Due every so many seconds.
+  """Due every so many seconds of the clock that all hosts share.
 
   Args:
     seconds: 0 is never, negative is with every update.
@@ -14,19 +12,22 @@ class Every:
 
   def __init__(self, seconds: float, *, first: bool = False, update: int = 0):
     self._seconds = seconds
-    self._last = -float('inf') if first else time.monotonic()
+    self._last: float | None = -float('inf') if first else None
     self._update = update
 
-  def __call__(self, update: int) -> bool:
+  def __call__(self, update: int, now: float) -> bool:
     """Whether it is due; if so, the time starts anew.
 
     Args:
       update: Updates so far.
+      now: Seconds, as all hosts know it; see `agreement`.
     """
+    if self._last is None:
+      self._last = now
     if self._seconds < 0:
       due, self._update = update > self._update, update
       return due
-    if self._seconds == 0 or time.monotonic() - self._last < self._seconds:
+    if self._seconds == 0 or now - self._last < self._seconds:
       return False
-    self._last = time.monotonic()
+    self._last = now
     return True

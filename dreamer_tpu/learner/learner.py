@@ -147,9 +147,10 @@ class Learner:
     }
     return jax.device_get(norms)
 
-  def publish(self) -> Tree:
-    """A copy of the policy's weights in the compute dtype, on one device."""
-    return arrays.on_one_device(self.steps.publish(self.state['params']))
+  def publish(self, device: jax.Device) -> Tree:
+    """A copy of the policy's weights in the compute dtype, on this device."""
+    published = self.steps.publish(self.state['params'])
+    return jax.device_put(arrays.on_one_device(published), device)
 
   def _scalar(self, value: np.generic) -> jax.Array:
     return arrays.to_global(self.steps.whole, np.asarray(value))

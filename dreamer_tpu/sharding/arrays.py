@@ -36,6 +36,11 @@ def on_one_device(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
 
+def to_host(tree: Tree) -> Tree:
+  """Replicated arrays as NumPy arrays; waits until they are computed."""
+  return jax.device_get(on_one_device(tree))
+
+
 def _local_rows(x: jax.Array) -> np.ndarray:
   shards = {(s.index[0].start or 0): s.data for s in x.addressable_shards}
   rows = jax.device_get([shards[start] for start in sorted(shards)])

@@ -75,6 +75,22 @@ def make_learner(
   return learner
 
 
+def filled_state(agent: Agent) -> dict[str, Any]:
+  """A state on the host in which no prediction head is zero."""
+  state = jax.device_get(jax.jit(agent.init)(jax.random.key(0)))
+  rng = np.random.default_rng(1)
+
+  def fill(x):
+    empty = x.ndim > 1 and not x.any()
+    return rng.normal(0, 0.1, x.shape).astype(x.dtype) if empty else x
+
+  state['params'] = jax.tree.map(fill, state['params'])
+  state['slow_value'] = jax.tree.map(
+    lambda x: 1.1 * x, state['params']['value']
+  )
+  return state
+
+
 def make_batch(
   agent: Agent, *, steps: int = STEPS, seed: int = 0, consec: int = 0
 ) -> dict[str, np.ndarray]:

@@ -27,20 +27,7 @@ def agent():
 
 @pytest.fixture(scope='module')
 def start(agent):
-  """A state in which no prediction head is zero."""
-  state = jax.jit(agent.init)(jax.random.key(0))
-  rng = np.random.default_rng(1)
-
-  def fill(x):
-    x = np.array(x)
-    empty = x.ndim > 1 and not x.any()
-    return rng.normal(0, 0.1, x.shape).astype(x.dtype) if empty else x
-
-  state['params'] = jax.tree.map(fill, state['params'])
-  state['slow_value'] = jax.tree.map(
-    lambda x: 1.1 * np.array(x), state['params']['value']
-  )
-  return jax.device_get(state)
+  return small.filled_state(agent)
 
 
 class Outcome:
@@ -58,7 +45,7 @@ class Outcome:
     learner.state = jax.tree.map(jax.device_put, start, learner.shardings)
     batch = learner.put(small.make_batch(agent, seed=9))
     self.metrics, self.videos = learner.report([batch], 0)
-    self.actions = act(agent, learner.publish())
+    self.actions = act(agent, learner.publish(jax.devices()[0]))
 
   def gradients(self):
     """After per-tensor clipping, read from the first update's moments."""
