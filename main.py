@@ -34,6 +34,9 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   logdirs.check_writable(logdir)
   platform.choose()
   # Only now: a mistake above is answered without waiting for JAX to import.
+  hosts = importlib.import_module('dreamer_tpu.run.hosts')
+  hosts.start(config.distributed)
+  logdir = epath.Path(hosts.same(str(logdir)))
   script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
   return script.main(config, logdir)
 

@@ -25,7 +25,8 @@ def base() -> ml_collections.ConfigDict:
       run=_run(),
       replay=_replay(),
       agent=_agent(),
-      policy=dict(eval_mode='mode'),
+      policy=dict(device='shared', eval_mode='mode'),
+      distributed=_distributed(),
       mesh=dict(data=-1, fsdp=1, model=1),
       sharding=dict(rules=_rules()),
       dtype=dict(compute='auto', param='float32'),
@@ -67,6 +68,24 @@ def _checkpoint() -> dict[str, Any]:
   for each other in a save.
   """
   return dict(keep=2, keep_every=0, keep_best=1, timeout=600.0)
+
+
+def _distributed() -> dict[str, Any]:
+  """How several hosts find each other; see `dreamer_tpu.run.hosts`.
+
+  enabled: auto is on TPU VMs and where a coordinator is named. timeout: for
+  all of them to come, and to leave. silence: after which one counts as dead.
+  env_timeout: for a step of the environments, with several hosts.
+  """
+  return dict(
+    enabled='auto',
+    coordinator_address='',
+    num_processes=-1,
+    process_id=-1,
+    timeout=300.0,
+    silence=20.0,
+    env_timeout=40.0,
+  )
 
 
 def _replay() -> dict[str, Any]:

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.envs import VectorEnv, make_vector
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.learner.steps import step_spec
 from dreamer_tpu.replay import Replay
@@ -17,7 +19,16 @@ from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
 
 # Streams of random numbers besides the learner's, all from one seed.
-ENVS, ACTING, REPLAY, REPORT, EVAL_ENVS, EVAL_ACTING = range(100, 106)
+(
+  ENVS,
+  ACTING,
+  REPLAY,
+  REPORT,
+  EVAL_ENVS,
+  EVAL_ACTING,
+  EVAL_REPLAY,
+  EVAL_REPORT,
+) = range(100, 108)
 
 
 def seed(config: ConfigDict, *stream: int) -> int:
@@ -27,9 +38,12 @@ def seed(config: ConfigDict, *stream: int) -> int:
 
 
 def environments(config: ConfigDict, step: int) -> VectorEnv:
-  """The training environments, seeded anew for the step a run starts at."""
+  """This host's environments, seeded anew for the step a run starts at."""
   return make_vector(
-    config.task, config.run.envs, seed(config, ENVS, step), config.env
+    config.task,
+    config.run.envs,
+    seed(config, ENVS, step, jax.process_index()),
+    config.env,
   )
 
 
@@ -74,8 +88,8 @@ def agent(config: ConfigDict, env: VectorEnv) -> Agent:
 
 
 def learner(config: ConfigDict, agent: Agent) -> Learner:
-  """The learner on all devices; its state is not yet there."""
-  mesh = mesh_lib.make(config.mesh)
+  """The learner on its devices; its state is not yet there."""
+  mesh = mesh_lib.make(config.mesh, devices(config)[0])
   mesh_lib.check_batch(mesh, config.batch_size)
   return Learner(
     agent,
@@ -87,14 +101,71 @@ def learner(config: ConfigDict, agent: Agent) -> Learner:
   )
 
 
-def replay(config: ConfigDict, agent: Agent, streams: int) -> Replay:
-  """An empty replay for what `streams` environments and the policy produce."""
+def devices(config: ConfigDict) -> tuple[list[jax.Device], jax.Device]:
+  """The devices that learn, of all hosts, and this host's one that acts.
+
+  Raises:
+    UserError: There is none to reserve.
+  """
+  where = config.policy.device
+  if where == 'cpu':
+    return jax.devices(), jax.local_devices(backend='cpu')[0]
+  if where == 'shared':
+    return jax.devices(), jax.local_devices()[0]
+  if jax.local_device_count() == 1:
+    raise UserError(
+      "policy.device='reserved' keeps one device of every host for acting, and "
+      'this host has only one; use --config.policy.device=shared.'
+    )
+  last = {device.process_index: device for device in jax.devices()}
+  learning = [x for x in jax.devices() if x != last[x.process_index]]
+  return learning, last[jax.process_index()]
+
+
+def local_rows(config: ConfigDict) -> int:
+  """Rows of the global batch that this host supplies."""
+  return config.batch_size // jax.process_count()
+
+
+def policy(
+  config: ConfigDict, agent: Agent, envs: int, *, stream: int, mode: bool
+) -> PolicyStep:
+  """The policy step for some environments of this host."""
+  return PolicyStep(
+    agent,
+    envs,
+    seed=seed(config, stream, jax.process_index()),
+    mode=mode,
+    device=devices(config)[1],
+  )
+
+
+def replay(
+  config: ConfigDict,
+  agent: Agent,
+  streams: int,
+  *,
+  capacity: int,
+  online: bool,
+  stream: int,
+) -> Replay:
+  """This host's empty shard of a replay.
+
+  Args:
+    config: Of the run.
+    agent: Whose latents it stores.
+    streams: Environments of this host.
+    capacity: Steps over all hosts.
+    online: Whether every new sequence is sampled soon.
+    stream: Of random numbers.
+  """
   return Replay(
     step_spec(agent),
     length=validate.sequence_length(config),
-    capacity=config.replay.size,
+    capacity=capacity // jax.process_count(),
     chunksize=config.replay.chunksize,
-    online=config.replay.online,
+    online=online,
     streams=streams,
-    seed=seed(config, REPLAY),
+    seed=seed(config, stream, jax.process_index()),
+    shard=jax.process_index(),
   )

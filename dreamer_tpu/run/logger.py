@@ -6,14 +6,13 @@ from typing import Any
 import jax
 from absl import logging
 
-from dreamer_tpu.actor.episodes import EpisodeStats
+from dreamer_tpu.actor.episodes import Averages
 from dreamer_tpu.learner.learner import Learner, Result
 from dreamer_tpu.metrics.aggregate import Aggregator
 from dreamer_tpu.metrics.performance import Performance
 from dreamer_tpu.metrics.system import Usage
 from dreamer_tpu.metrics.timer import Rate, Timer
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.replay import Replay
 
 
 class Logger:
@@ -58,10 +57,9 @@ class Logger:
     arguments = learner.steps.train_arguments(batch_length)
     self._performance.count(learner.steps.train.trace(*arguments).jaxpr)
 
-  def episodes(self, step: int, finished: list[dict[str, Any]]) -> None:
-    """Writes the scores of training episodes that ended at `step`."""
-    for episode in finished:
-      self._writers.score(step, episode['score'], episode['length'], 'train')
+  def episode(self, step: int, episode: Mapping[str, Any], mode: str) -> None:
+    """Writes the score of an episode that ended at `step`."""
+    self._writers.score(step, episode['score'], episode['length'], mode)
 
   def result(self, result: Result | None) -> None:
     """Takes the metrics of an update."""
@@ -79,8 +77,8 @@ class Logger:
     self,
     step: int,
     update: int,
-    replay: Replay,
-    episodes: EpisodeStats,
+    replay: Mapping[str, float],
+    episodes: Averages,
     extra: Mapping[str, float],
   ) -> None:
     """Writes everything collected since the last call, and shows progress."""
@@ -88,7 +86,7 @@ class Logger:
     metrics = {
       **self._train.result(),
       **episodes.result(),
-      **{f'replay/{k}': v for k, v in replay.stats().items()},
+      **{f'replay/{k}': v for k, v in replay.items()},
       **timer,
       **self._performance.stats(timer.get('timer/learning/avg')),
       **self._usage.stats(_device_bytes()),

@@ -21,10 +21,15 @@ def choose() -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
+def has_tpu() -> bool:
+  """Whether this is a TPU VM."""
+  vendors = pathlib.Path('/sys/bus/pci/devices').glob('*/vendor')
+  return any(path.read_text().strip() == _GOOGLE for path in vendors)
+
+
 def _may_have_accelerator() -> bool:
   if any(glob.glob(f'/dev/{name}') for name in _DEVICES):
     return True
   if importlib.metadata.entry_points(group='jax_plugins'):
     return True
-  vendors = pathlib.Path('/sys/bus/pci/devices').glob('*/vendor')
-  return any(path.read_text().strip() == _GOOGLE for path in vendors)
+  return has_tpu()

@@ -13,11 +13,13 @@ from typing import Any
 
 from dreamer_tpu.errors import UserError
 
-SCRIPTS = ('train', 'eval_only')
+SCRIPTS = ('train', 'train_eval', 'eval_only', 'parallel')
 
 CHOICES = {
   'script': SCRIPTS,
+  'policy.device': ('shared', 'reserved', 'cpu'),
   'policy.eval_mode': ('mode', 'sample'),
+  'distributed.enabled': ('auto', 'on', 'off'),
   'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
@@ -42,6 +44,9 @@ MINIMUM: dict[str, float] = {
   'run.eval_envs': 1,
   'run.eval_eps': 1,
   'run.report_batches': 1,
+  'distributed.timeout': 1,
+  'distributed.silence': 3,
+  'distributed.env_timeout': 1,
   'replay.size': 1,
   'replay.chunksize': 1,
   'agent.rssm.deter': 1,

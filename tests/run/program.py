@@ -24,11 +24,11 @@ class Ended(NamedTuple):
 class Program:
   """A run of main.py that can be watched and stopped."""
 
-  def __init__(self, logdir, *args, **env):
+  def __init__(self, logdir, *args, prefix=(), **env):
     self._begin = time.monotonic()
     self.lines: list[str] = []
     self.process = subprocess.Popen(
-      [sys.executable, ROOT / 'main.py', f'--logdir={logdir}', *args],
+      [*prefix, sys.executable, ROOT / 'main.py', f'--logdir={logdir}', *args],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -84,9 +84,9 @@ def read(path):
 
 
 def steps(logdir):
-  """The checkpoints of a run."""
+  """The committed checkpoints of a run."""
   found = (logdir / 'checkpoints').iterdir()
-  return sorted(int(path.name) for path in found if path.is_dir())
+  return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def state(logdir):

@@ -1,0 +1,360 @@
+"""A run while it goes: its parts on this host, and how far all hosts are.
+
+The scripts beside this file say what happens in which order. With several
+hosts each runs the same script, and `Session.turn` keeps them together.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dreamer_tpu.actor.actor import Actor
+from dreamer_tpu.actor.episodes import Averages
+from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.envs import VectorEnv
+from dreamer_tpu.learner.agreement import Agreement
+from dreamer_tpu.learner.clock import Every
+from dreamer_tpu.learner.learner import Learner
+from dreamer_tpu.metrics.profiler import Profiler
+from dreamer_tpu.metrics.terminal import View
+from dreamer_tpu.metrics.timer import Timer
+from dreamer_tpu.metrics.writers import Writers
+from dreamer_tpu.replay import Ratio, Replay
+from dreamer_tpu.run import build, logdirs
+from dreamer_tpu.run.evaluation import Evaluator
+from dreamer_tpu.run.learning import Learning, Reporter
+from dreamer_tpu.run.logger import Logger
+from dreamer_tpu.run.pod import Pod
+from dreamer_tpu.run.preemption import EXIT_CODE, Preemption
+from dreamer_tpu.run.saving import Saver
+from dreamer_tpu.run.watched import Watched
+
+# What the hosts' replays hold is added up in the log.
+_SUMMED = ('items', 'steps', 'inserts', 'samples')
+
+
+@contextlib.contextmanager
+def start(
+  config: ConfigDict, logdir: epath.Path, *, evaluates: bool = False
+) -> Iterator['Session']:
+  """Everything that a training run needs; fresh or restored from the logdir.
+
+  Args:
+    config: The merged and validated configuration.
+    logdir: Directory of the run, the same on all hosts.
+    evaluates: Whether each report comes with an evaluation.
+
+  Raises:
+    UserError: The configuration, the environment or the logdir do not fit.
+  """
+  with contextlib.ExitStack() as stack:
+    pod = stack.enter_context(Pod(config.distributed))
+    outputs = () if pod.index else config.metrics.outputs
+    view = View(enabled='log' in outputs)
+    preemption = stack.enter_context(Preemption(view.status))
+    step = max(layout.steps(logdir / 'checkpoints'), default=0)
+
+    hosts = f' on each of {pod.count} hosts' if pod.count > 1 else ''
+    view.status(
+      f'Starting {config.run.envs} environments of {config.task}{hosts}.'
+    )
+    env = stack.enter_context(
+      Watched(build.environments(config, step), pod, config)
+    )
+    agent = build.agent(config, env)
+    learner = build.learner(config, agent)
+    replay = build.replay(
+      config,
+      agent,
+      env.num_envs,
+      capacity=config.replay.size,
+      online=config.replay.online,
+      stream=build.REPLAY,
+    )
+    evaluator = None
+    if evaluates:
+      eval_env = stack.enter_context(
+        Watched(build.eval_environments(config, step), pod, config)
+      )
+      evaluator = Evaluator(config, eval_env, learner, pod, preemption, step)
+    saver = stack.enter_context(Saver(config, logdir, learner, replay))
+    saved = saver.load_or_init(view.status)
+    if not pod.index:
+      logdirs.save_config(config, logdir)
+    view.status(_describe(learner))
+    writers = stack.enter_context(
+      Writers(
+        logdir,
+        outputs,
+        config.to_dict(),
+        resume_step=saved.get('step', 0),
+        view=view,
+      )
+    )
+    profiler = stack.enter_context(
+      contextlib.closing(Profiler(config.run.profile, logdir, view.status))
+    )
+    session = Session(
+      config, pod, env, learner, replay, writers, profiler, saved
+    )
+    session.attend(saver, preemption, evaluator)
+    yield session
+    session.finish(str(logdir))
+
+
+class Session:
+  """How far the run is, and what is to be done next.
+
+  `act`, `behind` and `wait` are for the thread that acts, which may be another
+  one than that of the rest.
+
+  Attributes:
+    step: Agent steps over all hosts, as all of them know it.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    pod: Pod,
+    env: VectorEnv,
+    learner: Learner,
+    replay: Replay,
+    writers: Writers,
+    profiler: Profiler,
+    saved: dict[str, Any],
+  ):
+    self._config = config
+    self._pod = pod
+    self._learner = learner
+    self._replay = replay
+    self._view = writers.view
+    self.step = saved.get('step', 0)
+    self.timer = Timer(saved.get('timer'))
+    batch_steps = config.batch_size * config.batch_length
+    self._logger = Logger(
+      writers,
+      self.timer,
+      total=config.run.steps,
+      repeat=env.repeat,
+      batch_steps=batch_steps,
+      step=self.step,
+      update=saved.get('update', 0),
+    )
+    self._learning = Learning(
+      config, learner, replay, self.timer, self._logger, profiler, saved
+    )
+    self._reporter = Reporter(
+      config,
+      learner,
+      replay,
+      build.seed(config, build.REPORT, self.step, pod.index),
+    )
+    self._policy = build.policy(
+      config, learner.agent, env.num_envs, stream=build.ACTING, mode=False
+    )
+    self._actor = Actor(env, self._policy, replay.add)
+    self._envs = env.num_envs
+    self._episodes = Averages()
+    self._agreement = Agreement()
+    # Updates per step of one environment here, if all hosts act like this one.
+    self._rate = config.run.train_ratio / batch_steps * pod.count
+    self._ratio = Ratio(config.run.train_ratio, batch_steps)
+    self._owed = 0
+    self._acted = 0  # Agent steps of this host that the others do not know.
+    self._acting = threading.Lock()
+    self._moved = threading.Condition()
+    self._stop = False
+    self._ready = self._learning.ready
+    self._load(saved)
+
+  def _load(self, saved: dict[str, Any]) -> None:
+    if saved:
+      self._ratio.load(saved['ratio'])
+      self._owed = saved['owed']
+      self._policy.steps = saved['policy_steps']
+      self._episodes.load(saved['episodes'])
+    self._publish()
+    if self.going and not self._ready:
+      needed = self._learning.needed * self._pod.count
+      self._view.status(f'Filling the replay up to {needed:,} sequences.')
+
+  def attend(
+    self, saver: Saver, preemption: Preemption, evaluator: Evaluator | None
+  ) -> None:
+    """Takes over what is done from time to time, and its clocks."""
+    self._saver = saver
+    self._preemption = preemption
+    self._evaluator = evaluator
+    run, update = self._config.run, self._learning.update
+    self._log = Every(run.log_every, first=True, update=update)
+    self._report = Every(run.report_every, update=update)
+    self._save = Every(run.save_every, update=update)
+    self._reported = False
+
+  @property
+  def going(self) -> bool:
+    """Whether the run has neither reached its end nor been told to stop."""
+    return self.step < self._config.run.steps and not self._stop
+
+  def act(self) -> None:
+    """One step of this host's environments."""
+    with self._acting, self.timer.section('acting'):
+      finished = self._actor.step()
+      self._acted += self._envs
+    for episode in finished:
+      self._pod.tell('episode', episode)
+    with self._moved:
+      self._moved.notify_all()
+
+  def behind(self) -> bool:
+    """Whether the learner has so much to do that acting should wait for it."""
+    step = self._rate * self._envs
+    owed = self._owed + self._acted * self._rate
+    return self._ready and owed > 1 + 2 * step
+
+  def wait(self, until: Callable[[], bool]) -> None:
+    """Waits for the other thread to move, until it is so; not for long."""
+    with self._moved:
+      self._moved.wait_for(until, timeout=0.1)
+
+  def turn(self, *, waits: bool = True) -> None:
+    """Lets all hosts agree; learns, logs, reports and saves what is due.
+
+    Args:
+      waits: Whether to make all updates that are due and to wait for them.
+        Otherwise at most one is dispatched.
+    """
+    known = self._agreement(
+      self._take_acted(), self._learning.ready, self._preemption.requested
+    )
+    self.step += known.steps
+    self._stop |= known.stop
+    self._ready |= known.ready
+    self._hear()
+    if not self._ready:
+      return
+    self._owed += self._ratio(self.step)
+    self._learn(self._owed if waits else min(self._owed, 1), wait=waits)
+    update = self._learning.update
+    if self._log(update, known.now):
+      self._write_log()
+    if self._report(update, known.now):
+      self._make_report()
+    if self._save(update, known.now):
+      with self.timer.section('saving'):
+        self._store()
+
+  def finish(self, logdir: str) -> None:
+    """Saves, logs and shows how the run ended."""
+    self._view.status(f'Saving step {self.step:,}.')
+    self._store()
+    self._hear()
+    self._write_log(self._saver.finish())
+    self._logger.summary(
+      self.step, self._learning.update, logdir, done=not self.stopped
+    )
+
+  @property
+  def stopped(self) -> bool:
+    """Whether it was told to stop before its end."""
+    return self._stop and self.step < self._config.run.steps
+
+  @property
+  def exit_code(self) -> int:
+    """0 when done, 75 if it was told to stop and has saved."""
+    return EXIT_CODE if self.stopped else 0
+
+  def idle(self) -> bool:
+    """Whether no update is due, as far as this host knows."""
+    return self._owed == 0 and self._acted == 0
+
+  def _take_acted(self) -> int:
+    with self._acting:
+      acted, self._acted = self._acted, 0
+    return acted
+
+  def _hear(self) -> None:
+    """Takes the episodes of all hosts, on process 0."""
+    for episode in self._pod.news('episode'):
+      self._episodes.add(episode['stats'])
+      self._logger.episode(self.step, episode, 'train')
+
+  def _learn(self, count: int, *, wait: bool) -> None:
+    if not count:
+      return
+    if not self._learning.compiled:
+      self._view.status('Compiling the train step.')
+    self._learning.learn(count, wait=wait)
+    self._owed -= count
+    self._publish()
+    with self._moved:
+      self._moved.notify_all()
+
+  def _publish(self) -> None:
+    self._policy.params = self._learner.publish(self._policy.device)
+
+  def _write_log(self, extra: dict[str, float] | None = None) -> None:
+    stats = self._replay.stats()
+    shards = self._pod.gather('replay', stats)
+    self._logger.write(
+      self.step,
+      self._learning.update,
+      stats | {k: sum(shard[k] for shard in shards) for k in _SUMMED},
+      self._episodes,
+      self._saver.poll() if extra is None else extra,
+    )
+
+  def _make_report(self) -> None:
+    if not self._reported:
+      self._view.status('Compiling the report.')
+      self._reported = True
+    update = self._learning.update
+    with self.timer.section('reporting'):
+      self._learning.flush()
+      metrics = self._reporter(update)
+      report = {_place('report', k): v for k, v in metrics.items()}
+    if self._evaluator:
+      self._view.status(f'Evaluating {self._config.run.eval_eps} episodes.')
+      with self.timer.section('evaluating'):
+        report |= self._evaluator(self._policy.params, update, self._agreement)
+      for episode in self._evaluator.episodes:
+        self._logger.episode(self.step, episode, 'eval')
+    self._logger.report(self.step, update, report)
+
+  def _store(self) -> None:
+    """Saves at a moment that all hosts share, with the actor between steps."""
+    with self._acting:
+      self._learning.flush()
+      acted, self._acted = self._acted, 0
+      self.step += self._agreement.settle(acted)
+      if self._ready:
+        self._owed += self._ratio(self.step)
+      self._saver.save(self.step, self._state())
+
+  def _state(self) -> dict[str, Any]:
+    """JSON values from which a run goes on."""
+    return {
+      'step': self.step,
+      'update': self._learning.update,
+      'owed': self._owed,
+      'ratio': self._ratio.state(),
+      'policy_steps': self._policy.steps,
+      'episodes': self._episodes.state(),
+      'timer': self.timer.state(),
+    }
+
+
+def _place(prefix: str, name: str) -> str:
+  """Videos of replayed sequences stand under their own name."""
+  return name if name.startswith('openloop/') else f'{prefix}/{name}'
+
+
+def _describe(learner: Learner) -> str:
+  """The number of parameters, in all and by module."""
+  counts = learner.parameter_counts()
+  modules = ', '.join(f'{name} {count:,}' for name, count in counts.items())
+  return f'The agent has {sum(counts.values()):,} parameters: {modules}.'

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs main.py as several hosts on this machine, with virtual CPU devices.
+#   launch/local_pod.sh HOSTS DEVICES_PER_HOST --logdir=DIR [options of main.py]
+# Ctrl-C or SIGTERM: all of them save and stop. Exits with the first code that
+# is not 0. Host I other than 0 writes to host-I.log in the logdir.
+if [ $# -lt 3 ]; then
+  sed -n 's/^# \{0,1\}//p' "$0" | sed 1d >&2
+  exit 1
+fi
+hosts=$1 devices=$2
+shift 2
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+logdir=$(printf '%s\n' "$@" | sed -n 's/^--logdir=//p' | tail -n 1)
+logs=${logdir:-.}
+case $logs in *://* | *'{'*) logs=$(mktemp -d) ;; esac
+mkdir -p "$logs"
+
+port=${PORT:-$(python -c 'import socket
+with socket.socket() as s:
+  s.bind(("localhost", 0))
+  print(s.getsockname()[1])')}
+export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices
+export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$hosts
+
+pids=()
+for ((i = 1; i < hosts; i++)); do
+  JAX_PROCESS_ID=$i python main.py "$@" >"$logs/host-$i.log" 2>&1 &
+  pids+=($!)
+done
+JAX_PROCESS_ID=0 python main.py "$@" &
+pids+=($!)
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+
+code=0
+for pid in "${pids[@]}"; do
+  # A signal to this script interrupts the wait, not the process.
+  while
+    result=0
+    wait "$pid" || result=$?
+    kill -0 "$pid" 2>/dev/null
+  do :; done
+  [ "$code" != 0 ] || code=$result
+done
+exit "$code"

@@ -1,0 +1,50 @@
+"""A game of 20 steps, on a host that can be made to fail.
+
+Once the file POD_FAULT exists, the host POD_VICTIM does what it says: 'raise'
+or 'hang'. POD_SLOW are seconds that each step takes on the victim, POD_CLOCK
+seconds by which its wall clock is wrong.
+"""
+
+import os
+import pathlib
+import time
+
+import gymnasium
+import numpy as np
+
+
+class Game(gymnasium.Env):
+  observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+  action_space = gymnasium.spaces.Discrete(3)
+
+  def __init__(self):
+    victim = os.environ.get('JAX_PROCESS_ID') == os.environ.get(
+      'POD_VICTIM', '1'
+    )
+    if victim and 'POD_CLOCK' in os.environ:
+      right, ahead = time.time, float(os.environ.pop('POD_CLOCK'))
+      time.time = lambda: right() + ahead
+    self._fault = pathlib.Path(os.environ.get('POD_FAULT', '/nowhere'))
+    self._slow = float(os.environ.get('POD_SLOW', 0)) if victim else 0.0
+    self._victim = victim
+    self._step = 0
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self._step = 0
+    return self._observe(), {}
+
+  def step(self, action):
+    time.sleep(self._slow)
+    if self._victim and self._fault.exists():
+      if self._fault.read_text() == 'raise':
+        raise ValueError('the game is over')
+      time.sleep(10_000)
+    self._step += 1
+    return self._observe(), float(action), self._step == 20, False, {}
+
+  def _observe(self):
+    return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+gymnasium.register('Game-v0', Game)
