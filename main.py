@@ -33,6 +33,7 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   config, logdir = command
   logdirs.check_writable(logdir)
   platform.choose()
+  platform.use_huge_pages()
   # Only now: a mistake above is answered without waiting for JAX to import.
   hosts = importlib.import_module('dreamer_tpu.run.hosts')
   hosts.start(config.distributed)
