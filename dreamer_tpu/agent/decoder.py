@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from dreamer_tpu.agent import distributions, encoder, layers, spaces
+from dreamer_tpu.agent import (
+  convolutions,
+  distributions,
+  encoder,
+  layers,
+  spaces,
+)
 
 
 @struct.dataclass
@@ -72,12 +78,14 @@ class Decoder(nnx.Module):
     self.stages = len(depths) - 1
     inputs = depths[-1]
     for i, depth in reversed(list(enumerate(depths[:-1]))):
-      conv = layers.Conv(inputs, depth, config.kernel, dtype=dtype, rngs=rngs)
+      conv = convolutions.Conv(
+        inputs, depth, config.kernel, dtype=dtype, rngs=rngs
+      )
       setattr(self, f'conv{i}', conv)
       setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
       inputs = depth
     channels = sum(v.shape[-1] for v in self.images.values())
-    self.image_out = layers.Conv(
+    self.image_out = convolutions.Conv(
       inputs, channels, config.kernel, dtype=dtype, rngs=rngs
     )
 
@@ -121,9 +129,10 @@ class Decoder(nnx.Module):
     b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
     x = self.norm(a + b)
     for i in reversed(range(self.stages)):
-      x = getattr(self, f'conv{i}')(upsample(x))
-      x = getattr(self, f'norm{i}')(x)
-    x = jax.nn.sigmoid(self.image_out(upsample(x)).astype(jnp.float32))
+      x = getattr(self, f'conv{i}').of_upsampled(x)
+      x = convolutions.to_pixels(getattr(self, f'norm{i}')(x))
+    x = self.image_out.of_upsampled(x).astype(jnp.float32)
+    x = convolutions.to_pixels(jax.nn.sigmoid(x))
     return x.reshape(*batch, *x.shape[1:])
 
   def loss(
@@ -146,8 +155,3 @@ class Decoder(nnx.Module):
 def name(key: str) -> str:
   """A key as part of a parameter name, in which '/' separates modules."""
   return key.replace('/', '.')
-
-
-def upsample(x: jax.Array) -> jax.Array:
-  """Nearest neighbour, twice the size: [N, h, w, c] -> [N, 2h, 2w, c]."""
-  return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamer_tpu import errors
-from dreamer_tpu.agent import distributions, layers, spaces
+from dreamer_tpu.agent import convolutions, distributions, layers, spaces
 
 
 def grid(space_dict: Mapping[str, spaces.Space], stages: int) -> tuple:
@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
       height, width = grid(self.images, len(depths))
       channels = sum(v.shape[-1] for v in self.images.values())
       for i, depth in enumerate(depths):
-        conv = layers.Conv(
+        conv = convolutions.Conv(
           channels, depth, config.kernel, dtype=dtype, rngs=rngs
         )
         setattr(self, f'conv{i}', conv)
@@ -90,12 +90,15 @@ class Encoder(nnx.Module):
     batch = pixels.shape[:2]
     x = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
-      x = max_pool(getattr(self, f'conv{i}')(x))
-      x = getattr(self, f'norm{i}')(x)
+      x = self._stage(i, x)
     return x.reshape(*batch, -1)
 
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """Maximum over 2x2 windows: [N, h, w, c] -> [N, h/2, w/2, c]."""
-  n, h, w, c = x.shape
-  return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+  def _stage(self, i: int, x: jax.Array) -> jax.Array:
+    """[N, h, w, c] -> [N, h / 2, w / 2, depth of stage `i`]."""
+    conv = getattr(self, f'conv{i}')
+    if i == 0:  # few channels, many pixels
+      x = conv.of_cells(x)
+    else:
+      x = convolutions.to_cells(conv(x))
+      x = x.reshape(*x.shape[:-1], 4, -1)
+    return getattr(self, f'norm{i}')(convolutions.max_of_cells(x))

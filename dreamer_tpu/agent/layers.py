@@ -1,4 +1,4 @@
-"""Linear layers, convolutions and norms, with logical axis names.
+"""Linear layers and norms, with logical axis names.
 
 Parameters are float32; products run in the compute dtype. Every parameter
 carries `axes`, one logical name per dimension, from which the sharding rules
@@ -156,36 +156,6 @@ def to_blocks(x: jax.Array, blocks: int) -> jax.Array:
 def from_blocks(x: jax.Array) -> jax.Array:
   """[g, N, o] -> [N, g * o]."""
   return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
-
-
-class Conv(nnx.Module):
-  """Convolution, stride 1, 'same': [N, h, w, inputs] -> [N, h, w, outputs]."""
-
-  def __init__(
-    self,
-    inputs: int,
-    outputs: int,
-    size: int,
-    *,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-  ):
-    shape = (size, size, inputs, outputs)
-    kernel = truncated_normal(rngs.params(), shape, size * size * inputs)
-    axes = (None, None, 'in_channels', 'channels')
-    self.kernel = nnx.Param(kernel, axes=axes)
-    self.bias = nnx.Param(jnp.zeros(outputs), axes=('channels',))
-    self.dtype = dtype
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      self.kernel[...].astype(self.dtype),
-      window_strides=(1, 1),
-      padding='SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    return y + self.bias[...].astype(self.dtype)
 
 
 class Norm(nnx.Module):

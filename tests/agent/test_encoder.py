@@ -58,12 +58,6 @@ def test_images_of_different_sizes():
   assert "'right'" in str(info.value)
 
 
-def test_max_pool():
-  x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
-  expected = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]).max(0)
-  np.testing.assert_array_equal(encoder.max_pool(jnp.array(x)), expected)
-
-
 def test_order_of_the_keys_does_not_matter():
   a, b = Space(shape=(2,), dtype='float32'), Space(shape=(), dtype='float32')
   obs = {'a': np.ones((1, 1, 2), np.float32), 'b': np.zeros((1, 1), np.float32)}

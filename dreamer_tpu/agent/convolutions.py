@@ -1,0 +1,132 @@
+"""Convolutions that halve or double an image, at the lower resolution.
+
+A convolution of an image upsampled by two is, for each of the four positions
+within a 2x2 cell, a smaller one of the image itself: a 5x5 kernel becomes 3x3
+with four times the outputs, at 36% of the operations and without the upsampled
+image. And an image with few channels is convolved faster when its 2x2 cells
+are channels. The positions are an axis of four until something needs pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dreamer_tpu.agent.layers import truncated_normal
+
+
+class Conv(nnx.Module):
+  """Convolution, stride 1, 'same': [N, h, w, inputs] -> [N, h, w, outputs]."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    shape = (size, size, inputs, outputs)
+    kernel = truncated_normal(rngs.params(), shape, size * size * inputs)
+    axes = (None, None, 'in_channels', 'channels')
+    self.kernel = nnx.Param(kernel, axes=axes)
+    self.bias = nnx.Param(jnp.zeros(outputs), axes=('channels',))
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self._convolve(x, self.kernel[...], 'SAME') + self._bias()
+
+  def of_cells(self, x: jax.Array) -> jax.Array:
+    """The same by cell: [N, h, w, inputs] -> [N, h / 2, w / 2, 4, outputs]."""
+    taps, padding = _taps(len(self.kernel))
+    kernel = jnp.einsum(
+      'actk,bdul,klio->tucdiabo', taps, taps, self.kernel[...]
+    )
+    return self._by_cell(to_cells(x), kernel, padding)
+
+  def of_upsampled(self, x: jax.Array) -> jax.Array:
+    """Of the nearest neighbours, twice the size, by cell.
+
+    [N, h, w, inputs] -> [N, h, w, 4, outputs].
+    """
+    taps, padding = _taps(len(self.kernel))
+    taps = taps.sum(1)
+    kernel = jnp.einsum('atk,bul,klio->tuiabo', taps, taps, self.kernel[...])
+    return self._by_cell(x, kernel, padding)
+
+  def _by_cell(self, x, kernel, padding):
+    outputs = kernel.shape[-1]
+    kernel = kernel.reshape(*kernel.shape[:2], x.shape[-1], 4 * outputs)
+    y = self._convolve(x, kernel, [padding, padding])
+    return y.reshape(*y.shape[:-1], 4, outputs) + self._bias()
+
+  def _convolve(self, x, kernel, padding):
+    return jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      window_strides=(1, 1),
+      padding=padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  def _bias(self):
+    return self.bias[...].astype(self.dtype)
+
+
+def _taps(size: int) -> tuple[np.ndarray, tuple[int, int]]:
+  """How a kernel along one axis meets cells of two pixels.
+
+  Returns:
+    float32 [2, 2, t, size], one where an output at position a of its cell
+    meets, with tap k, the pixel at position c of the cell t; and how many
+    cells before and after the output's own there are.
+  """
+  before = (size - 1) // 2
+  first = -before // 2
+  last = (size - before) // 2
+  taps = np.zeros((2, 2, last - first + 1, size), np.float32)
+  for a in range(2):
+    for k in range(size):
+      cell, c = divmod(a + k - before, 2)
+      taps[a, c, cell - first, k] = 1
+  return taps, (-first, last)
+
+
+def to_cells(x: jax.Array) -> jax.Array:
+  """[N, h, w, c] -> [N, h / 2, w / 2, 4 c], the pixels of each 2x2 cell."""
+  n, h, w, c = x.shape
+  x = x.reshape(n, h // 2, 2, w // 2, 2, c).swapaxes(2, 3)
+  return x.reshape(n, h // 2, w // 2, 4 * c)
+
+
+def to_pixels(x: jax.Array) -> jax.Array:
+  """[N, h, w, 4, c] -> [N, 2 h, 2 w, c]."""
+  n, h, w, _, c = x.shape
+  x = x.reshape(n, h, w, 2, 2, c).swapaxes(2, 3)
+  return x.reshape(n, 2 * h, 2 * w, c)
+
+
+@jax.custom_vjp
+def max_of_cells(x: jax.Array) -> jax.Array:
+  """Maximum over 2x2 cells: [N, h, w, 4, c] -> [N, h, w, c].
+
+  Its gradient keeps a bit for each of the four, and nothing else.
+  """
+  return x.max(3)
+
+
+def _max_forward(x):
+  y = max_of_cells(x)
+  bits = sum((x[..., i, :] == y).astype(jnp.uint8) << i for i in range(4))
+  return y, bits
+
+
+def _max_backward(bits, cotangent):
+  """Equal maxima share the cotangent."""
+  chosen = [(bits >> i & 1).astype(cotangent.dtype) for i in range(4)]
+  share = cotangent / jnp.maximum(1, sum(chosen))
+  return (jnp.stack([share * x for x in chosen], 3),)
+
+
+max_of_cells.defvjp(_max_forward, _max_backward)
