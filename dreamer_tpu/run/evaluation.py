@@ -30,6 +30,7 @@ class Evaluator:
 
   Attributes:
     replay: Of this host's evaluation.
+    reporter: Of losses on it.
     episodes: Of the last evaluation; on process 0 of all hosts.
   """
 
@@ -62,7 +63,7 @@ class Evaluator:
       online=False,
       stream=build.EVAL_REPLAY,
     )
-    self._reporter = Reporter(
+    self.reporter = Reporter(
       config,
       learner,
       self.replay,
@@ -102,5 +103,5 @@ class Evaluator:
     metrics: dict[str, Any] = summarize(self.episodes)
     metrics |= {f'episode/{k}': v for k, v in result.videos.items()}
     if agreement.every(len(self.replay) > 0):
-      metrics |= self._reporter(update)
+      metrics |= self.reporter(update)
     return {f'eval/{k}': v for k, v in metrics.items()}

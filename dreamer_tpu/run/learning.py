@@ -32,6 +32,7 @@ class Learning:
     update: Updates so far.
     needed: Sequence starts in the replay from which on training begins.
     compiled: Whether this process has made an update.
+    stream: Of the training batches.
   """
 
   def __init__(
@@ -54,7 +55,7 @@ class Learning:
     self.compiled = False
     rows = build.local_rows(config)
     self.needed = rows * config.batch_length
-    self._stream = Stream(
+    self.stream = Stream(
       replay,
       batch=rows,
       length=config.batch_length,
@@ -81,7 +82,7 @@ class Learning:
     for i in reversed(range(count)):
       name = 'learning' if self.compiled else 'compiling'
       with self._timer.section(name), self._profiler(self.update):
-        data, stepid = next(self._stream)
+        data, stepid = next(self.stream)
         result = self._learner.update(self._learner.put(data), stepid)
         self.update += 1
         self._absorb(result)
@@ -109,6 +110,9 @@ class Reporter:
     learner: With its state.
     replay: Of training, or of evaluation.
     seed: Of what is drawn.
+
+  Attributes:
+    stream: Of the batches.
   """
 
   def __init__(
@@ -116,7 +120,7 @@ class Reporter:
   ):
     self._config = config
     self._learner = learner
-    self._stream = Stream(
+    self.stream = Stream(
       replay,
       batch=build.local_rows(config),
       length=config.report_length,
@@ -136,7 +140,7 @@ class Reporter:
     videos: dict[str, Any] = {}
     for i in range(self._config.run.report_batches):
       parts = [
-        self._learner.put(next(self._stream)[0])
+        self._learner.put(next(self.stream)[0])
         for _ in range(self._config.consec_report)
       ]
       metrics, new_videos = self._learner.report(parts, update + i)

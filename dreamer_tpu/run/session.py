@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.actor.episodes import Averages
 from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.checkpoint.shard import LOCAL
 from dreamer_tpu.envs import VectorEnv
 from dreamer_tpu.learner.agreement import Agreement
 from dreamer_tpu.learner.clock import Every
@@ -81,7 +82,10 @@ def start(
         Watched(build.eval_environments(config, step), pod, config)
       )
       evaluator = Evaluator(config, eval_env, learner, pod, preemption, step)
-    saver = stack.enter_context(Saver(config, logdir, learner, replay))
+    eval_replay = evaluator.replay if evaluator else None
+    saver = stack.enter_context(
+      Saver(config, logdir, learner, replay, eval_replay)
+    )
     saved = saver.load_or_init(view.status)
     if not pod.index:
       logdirs.save_config(config, logdir)
@@ -101,7 +105,7 @@ def start(
     session = Session(
       config, pod, env, learner, replay, writers, profiler, saved
     )
-    session.attend(saver, preemption, evaluator)
+    session.attend(saver, preemption, evaluator, saved)
     yield session
     session.finish(str(logdir))
 
@@ -183,7 +187,11 @@ class Session:
       self._view.status(f'Filling the replay up to {needed:,} sequences.')
 
   def attend(
-    self, saver: Saver, preemption: Preemption, evaluator: Evaluator | None
+    self,
+    saver: Saver,
+    preemption: Preemption,
+    evaluator: Evaluator | None,
+    saved: dict[str, Any],
   ) -> None:
     """Takes over what is done from time to time, and its clocks."""
     self._saver = saver
@@ -194,6 +202,9 @@ class Session:
     self._report = Every(run.report_every, update=update)
     self._save = Every(run.save_every, update=update)
     self._reported = False
+    self._score: float | None = None
+    if LOCAL in saved:
+      self._load_local(saved[LOCAL])
 
   @property
   def going(self) -> bool:
@@ -244,7 +255,10 @@ class Session:
       self._write_log()
     if self._report(update, known.now):
       self._make_report()
-    if self._save(update, known.now):
+    # A save that is still being written on some host is not waited for.
+    if self._save(update, known.now) and self._agreement.every(
+      self._saver.ready()
+    ):
       with self.timer.section('saving'):
         self._store()
 
@@ -323,6 +337,7 @@ class Session:
         report |= self._evaluator(self._policy.params, update, self._agreement)
       for episode in self._evaluator.episodes:
         self._logger.episode(self.step, episode, 'eval')
+      self._score = report.get('eval/episode/score', self._score)
     self._logger.report(self.step, update, report)
 
   def _store(self) -> None:
@@ -333,7 +348,23 @@ class Session:
       self.step += self._agreement.settle(acted)
       if self._ready:
         self._owed += self._ratio(self.step)
-      self._saver.save(self.step, self._state())
+      self._saver.save(
+        self.step, self._state(), self._local_state(), self._score
+      )
+
+  def _local_state(self) -> dict[str, Any]:
+    """What each host saves for itself, to draw the same batches again."""
+    return {
+      'stream': self._learning.stream.state(),
+      'report': self._reporter.stream.state(),
+      'eval': self._evaluator and self._evaluator.reporter.stream.state(),
+    }
+
+  def _load_local(self, saved: dict[str, Any]) -> None:
+    self._learning.stream.load(saved['stream'])
+    self._reporter.stream.load(saved['report'])
+    if self._evaluator and saved['eval']:
+      self._evaluator.reporter.stream.load(saved['eval'])
 
   def _state(self) -> dict[str, Any]:
     """JSON values from which a run goes on."""

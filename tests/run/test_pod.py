@@ -53,7 +53,9 @@ def test_two_hosts_train_and_one_goes_on(tmp_path):
   lengths = [x['episode/length'] for x in scores if x['mode'] == 'train']
   # Four environments in all make 41 steps each; a reset takes one of them.
   assert lengths == [20] * 8
-  assert {p.name for p in (tmp_path / 'replay').iterdir()} == {'0000', '0001'}
+  for folder in ('replay', 'replay_eval'):
+    shards = {path.name for path in (tmp_path / folder).iterdir()}
+    assert shards == {'0000', '0001'}
 
   ended = program.run(
     tmp_path, *GAME, '--config.run.steps=200', JAX_PROCESS_ID='0'
