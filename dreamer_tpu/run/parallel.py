@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
-from dreamer_tpu.run import session
+from dreamer_tpu.run import start
+from dreamer_tpu.run.session import Session
 
 
 def main(config: ConfigDict, logdir: epath.Path) -> int:
   """As `train.main`."""
-  with session.start(config, logdir) as run, _actor(run) as check:
+  with start.session(config, logdir) as run, _actor(run) as check:
     while run.going:
       check()
       if run.idle():
@@ -28,7 +29,7 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
 
 
 @contextlib.contextmanager
-def _actor(run: session.Session) -> Iterator[Callable[[], None]]:
+def _actor(run: Session) -> Iterator[Callable[[], None]]:
   """Acts on a thread of its own; yields what raises its error, if any."""
   ended = threading.Event()
   errors: list[BaseException] = []

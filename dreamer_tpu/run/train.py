@@ -7,7 +7,7 @@ updates that are due by `run.train_ratio`.
 from etils import epath
 from ml_collections import ConfigDict
 
-from dreamer_tpu.run import session
+from dreamer_tpu.run import start
 
 
 def main(
@@ -26,7 +26,7 @@ def main(
   Raises:
     UserError: The configuration, the environment or the logdir do not fit.
   """
-  with session.start(config, logdir, evaluates=evaluates) as run:
+  with start.session(config, logdir, evaluates=evaluates) as run:
     while run.going:
       run.act()
       run.turn()
