@@ -40,22 +40,17 @@ class Timer:
     self._earlier = float(state.get('productive', 0.0))
     self._began = float(state.get('began', time.time()))
 
-  def section(self, name: str, count: int = 1) -> '_Section':
-    """Returns a context manager whose duration counts under the name.
+  def section(self, name: str) -> '_Section':
+    """Returns a context manager whose duration counts under the name."""
+    return _Section(self, name)
 
-    Args:
-      name: Of the section.
-      count: How many equal parts it has, each of which counts as one.
-    """
-    return _Section(self, name, count)
-
-  def add(self, name: str, seconds: float, count: int = 1) -> None:
+  def add(self, name: str, seconds: float) -> None:
     """Counts a duration that was measured elsewhere."""
     with self._lock:
       entry = self._sections.setdefault(name, [0, 0.0, 0.0])
-      entry[0] += count
+      entry[0] += 1
       entry[1] += seconds
-      entry[2] = max(entry[2], seconds / count)
+      entry[2] = max(entry[2], seconds)
       self._totals[name] = self._totals.get(name, 0.0) + seconds
       if name in UNPRODUCTIVE:
         self._lost += seconds
@@ -104,19 +99,17 @@ class Timer:
 class _Section:
   """One use of a section."""
 
-  __slots__ = ('_begin', '_count', '_name', '_timer')
+  __slots__ = ('_begin', '_name', '_timer')
 
-  def __init__(self, timer: Timer, name: str, count: int) -> None:
+  def __init__(self, timer: Timer, name: str) -> None:
     self._timer = timer
     self._name = name
-    self._count = count
 
   def __enter__(self) -> None:
     self._begin = time.perf_counter()
 
   def __exit__(self, *_: object) -> None:
-    seconds = time.perf_counter() - self._begin
-    self._timer.add(self._name, seconds, self._count)
+    self._timer.add(self._name, time.perf_counter() - self._begin)
 
 
 class Rate:

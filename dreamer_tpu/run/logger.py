@@ -89,6 +89,7 @@ class Logger:
       **{f'replay/{k}': v for k, v in replay.items()},
       **timer,
       **self._performance.stats(timer.get('timer/learning/avg')),
+      **_waits(timer),
       **self._usage.stats(_device_bytes()),
       **extra,
       'fps/policy': self._policy_fps(step),
@@ -108,6 +109,13 @@ class Logger:
     """Writes metrics and videos as they are."""
     frames = step * self._repeat
     self._writers.write(step, metrics, frames=frames, update=update)
+
+
+def _waits(timer: Mapping[str, float]) -> dict[str, float]:
+  """How much of their time the threads wait for each other."""
+  names = ('actor_wait', 'learner_wait')
+  fractions = {name: timer.get(f'timer/{name}/frac') for name in names}
+  return {f'perf/{k}': v for k, v in fractions.items() if v is not None}
 
 
 def _device_bytes() -> float | None:

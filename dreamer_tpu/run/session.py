@@ -247,11 +247,11 @@ class Session:
     )
 
   def _make_report(self) -> None:
+    update, name = self._learning.update, 'reporting'
     if not self._reported:
       self._view.status('Compiling the report.')
-      self._reported = True
-    update = self._learning.update
-    with self.timer.section('reporting'):
+      self._reported, name = True, 'compiling'
+    with self.timer.section(name):
       self._learning.flush()
       metrics = self._reporter(update)
       report = {_place(k, v): v for k, v in metrics.items()}

@@ -52,15 +52,3 @@ def test_rate():
   assert rate(1100) == pytest.approx(2000, rel=0.3)
   time.sleep(0.05)
   assert rate(1100) == 0
-
-
-def test_parts_of_a_section_count_each():
-  timer = Timer()
-  with timer.section('learning', count=4):
-    time.sleep(0.08)
-  with timer.section('learning'):
-    time.sleep(0.04)
-  stats = timer.stats()
-  assert stats['timer/learning/count'] == 5
-  assert stats['timer/learning/avg'] == pytest.approx(0.024, rel=0.3)
-  assert stats['timer/learning/max'] == pytest.approx(0.04, rel=0.3)

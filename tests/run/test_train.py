@@ -50,11 +50,16 @@ def check_files(logdir, steps):
 
 @pytest.fixture(scope='module')
 def twins(tmp_path_factory):
-  """The same run twice; the second one also reports and saves all the time."""
+  """The same run twice; the second also reports, saves and is traced."""
   one, two = (tmp_path_factory.mktemp('twin') for _ in range(2))
   args = (CARTPOLE, OFTEN, '--config.run.steps=300')
   never = ('--config.run.save_every=0', '--config.run.report_every=0')
-  always = ('--config.run.save_every=-1', '--config.run.report_every=-1')
+  always = (
+    '--config.run.save_every=-1',
+    '--config.run.report_every=-1',
+    '--config.run.report_grads=True',
+    '--config.run.profile=20:23',
+  )
   # Not at once: the second finds what the first has compiled.
   return (
     one,
@@ -108,6 +113,22 @@ def test_same_seed_same_run(twins):
   assert [line for line in reports if 'report/loss/total' in line]
   # Two are kept.
   assert len(program.steps(two)) == 2
+
+
+def test_speed_and_what_reports_hold(twins):
+  one, two, *_ = twins
+  lines = program.read(one / 'metrics.jsonl')
+  assert all(line['perf/compile_s'] > 0 for line in lines)
+  trained = [line for line in lines if 'perf/update_ms' in line]
+  assert len(trained) > 20
+  assert len({line['perf/flops_per_update'] for line in trained}) == 1
+  for line in trained:
+    longest = max(line['timer/learning/max'], line['timer/learning/avg'])
+    assert 0 < line['perf/update_ms'] <= 1000 * longest
+    assert 'perf/mfu' not in line  # nobody knows the peak of a CPU
+  assert len(list(two.glob('plugins/profile/*/*.xplane.pb'))) == 1
+  tags = set(reader.read(two).Tags()['tensors'])
+  assert {'report/imagined/return', 'report/grad_norm/dyn'} <= tags
 
 
 def test_preemption_and_resume(tmp_path):
