@@ -48,9 +48,12 @@ def environments(config: ConfigDict, step: int) -> VectorEnv:
 
 
 def eval_environments(config: ConfigDict, step: int) -> VectorEnv:
-  """The evaluation environments, seeded anew for the step of the agent."""
+  """This host's evaluation environments, seeded anew for a step."""
   return make_vector(
-    config.task, config.run.eval_envs, seed(config, EVAL_ENVS, step), config.env
+    config.task,
+    config.run.eval_envs,
+    seed(config, EVAL_ENVS, step, jax.process_index()),
+    config.env,
   )
 
 

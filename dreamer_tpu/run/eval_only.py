@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from dreamer_tpu import policy
 from dreamer_tpu.actor.evaluation import Evaluation, evaluate
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.metrics.terminal import View, number
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.run import build, logdirs
@@ -56,13 +55,14 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     writers = stack.enter_context(
       Writers(logdir, config.metrics.outputs, config.to_dict(), view=view)
     )
-    act = PolicyStep(
+    act = build.policy(
+      config,
       loaded.agent,
       env.num_envs,
-      seed=build.seed(config, build.EVAL_ACTING),
+      stream=build.EVAL_ACTING,
       mode=config.policy.eval_mode == 'mode',
     )
-    act.params = jax.device_put(loaded.params)
+    act.params = jax.device_put(loaded.params, act.device)
     result = evaluate(
       env,
       act,

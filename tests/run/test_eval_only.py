@@ -76,10 +76,10 @@ def test_scores_are_those_of_its_policy(tmp_path, cartpole):
   )
   assert code == 0
   # The same with what users have.
-  seed = build.seed(config, build.EVAL_ACTING)
+  seed = build.seed(config, build.EVAL_ACTING, 0)
   policy = dreamer_tpu.load_policy(cartpole, seed=seed)
   env = gymnasium.make('CartPole-v1')
-  (start,) = vector.seeds(build.seed(config, build.EVAL_ENVS, 0), 1)
+  (start,) = vector.seeds(build.seed(config, build.EVAL_ENVS, 0, 0), 1)
   carry, expected = policy.initial(), []
   for episode in range(4):
     obs, _ = env.reset(seed=None if episode else start)
