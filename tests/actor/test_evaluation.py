@@ -63,10 +63,12 @@ def test_the_first_that_start():
     for length in started(slot, count)
   ]
   assert {e['length'] for e in expected} == set(LENGTHS)
+  for episode in result.episodes:
+    assert episode.pop('stats')['episode/score'] == episode['score']
   assert result.episodes == expected
   assert result.complete
+  metrics = evaluate(make(3), zeros, 7).metrics()
   lengths = [e['length'] for e in expected]
-  metrics = result.metrics()
   assert metrics['episode/score'] == pytest.approx(np.mean(lengths))
   assert metrics['episode/length'] == pytest.approx(np.mean(lengths))
   assert metrics['episode/score_median'] == np.median(lengths)
@@ -75,12 +77,13 @@ def test_the_first_that_start():
 
 def test_the_mean_has_no_bias():
   env = make(8, seed=1)
-  scores = []
+  played = []
   for _ in range(20):
-    scores += [e['score'] for e in evaluate(env, zeros, 8).episodes]
-  metrics = summarize(scores)
+    played += evaluate(env, zeros, 8).episodes
+  metrics = summarize(played)
   assert metrics['episode/count'] == 160
-  assert abs(np.mean(scores) - 505) < 3 * metrics['episode/score_sem']
+  error = metrics['episode/score'] - 505
+  assert abs(error) < 3 * metrics['episode/score_sem']
   # For comparison the first that end, which are short.
   others = []
   for _ in range(20):
@@ -139,11 +142,16 @@ def test_stops_when_told():
   assert len(result.episodes) < 100
 
 
+def episode(score):
+  return {'score': score, 'stats': {'episode/score': score}}
+
+
 def test_summary_of_few_episodes():
   assert summarize([]) == {'episode/count': 0.0}
-  assert summarize([3.0]) == {
+  assert summarize([episode(3.0)]) == {
+    'episode/score': 3.0,
     'episode/count': 1.0,
     'episode/score_median': 3.0,
   }
-  both = summarize([1.0, 3.0])
+  both = summarize([episode(1.0), episode(3.0)])
   assert both['episode/score_sem'] == pytest.approx(1.0)
