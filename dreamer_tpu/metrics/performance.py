@@ -15,26 +15,26 @@ _COMPILING = (
 
 
 class Performance:
-  """The metrics `perf/{update_ms,flops_per_update,mfu,compile_s}`.
+  """The metrics `perf/{update_ms,flops_per_update,mfu,compile_s}`."""
 
-  Args:
-    device_kind: Of the devices, as `jax.Device.device_kind` has it.
-    devices: How many compute an update together.
-  """
-
-  def __init__(self, device_kind: str, devices: int):
-    peak = flops.peak_flops(device_kind)
-    self._peak = peak and devices * peak
+  def __init__(self) -> None:
+    self._peak: float | None = None
     self._update: flops.Flops | None = None
     _compile_seconds()
 
-  def count(self, jaxpr: core.ClosedJaxpr) -> None:
+  def count(
+    self, jaxpr: core.ClosedJaxpr, device_kind: str, devices: int
+  ) -> None:
     """Counts the FLOPs of an update, over all devices.
 
     Args:
       jaxpr: Of the train step.
+      device_kind: Of the devices, as `jax.Device.device_kind` has it.
+      devices: How many compute an update together.
     """
     self._update = flops.count_jaxpr(jaxpr)
+    peak = flops.peak_flops(device_kind)
+    self._peak = peak and devices * peak
 
   def stats(self, seconds: float | None) -> dict[str, float]:
     """What is known.

@@ -46,8 +46,7 @@ class Logger:
     self._batch_steps = batch_steps
     self._train = Aggregator()
     self._usage = Usage()
-    device = jax.devices()[0]
-    self._performance = Performance(device.device_kind, jax.device_count())
+    self._performance = Performance()
     self._policy_fps = Rate(step)
     self._train_fps = Rate(update * batch_steps)
     self._latest: dict[str, float] = {}
@@ -55,7 +54,12 @@ class Logger:
   def count_flops(self, learner: Learner, batch_length: int) -> None:
     """Counts the FLOPs of an update; costs nothing once it is compiled."""
     arguments = learner.steps.train_arguments(batch_length)
-    self._performance.count(learner.steps.train.trace(*arguments).jaxpr)
+    devices = learner.steps.rows.mesh.devices.ravel()
+    self._performance.count(
+      learner.steps.train.trace(*arguments).jaxpr,
+      devices[0].device_kind,
+      len(devices),
+    )
 
   def episode(self, step: int, episode: Mapping[str, Any], mode: str) -> None:
     """Writes the score of an episode that ended at `step`."""

@@ -14,9 +14,9 @@ def products(x):
 
 
 def test_share_of_the_peak():
-  performance = Performance('TPU v4', 8)
+  performance = Performance()
   x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)
-  performance.count(jax.make_jaxpr(products)(x))
+  performance.count(jax.make_jaxpr(products)(x), 'TPU v4', 8)
   stats = performance.stats(1e-6)
   matmul = 2 * 2 * 256**3
   assert stats['perf/flops_per_update'] == matmul + 256**2
@@ -25,15 +25,15 @@ def test_share_of_the_peak():
 
 
 def test_what_is_not_known_is_absent():
-  performance = Performance('cpu', 8)
+  performance = Performance()
   assert set(performance.stats(None)) == {'perf/compile_s'}
-  performance.count(jax.make_jaxpr(products)(jnp.ones((2, 2))))
+  performance.count(jax.make_jaxpr(products)(jnp.ones((2, 2))), 'cpu', 8)
   assert 'perf/mfu' not in performance.stats(1.0)
   assert 'perf/update_ms' not in performance.stats(None)
 
 
 def test_compile_seconds():
-  performance = Performance('cpu', 1)
+  performance = Performance()
 
   salt = time.time()  # Nothing like it has been compiled before.
 
