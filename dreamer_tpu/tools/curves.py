@@ -113,9 +113,10 @@ def load_run(
   """
   config = read_config(path)
   metrics = _read(path / 'metrics.jsonl')
+  scored = _read(path / 'scores.jsonl')
   pairs = [
     (line['step'], line['episode/score'])
-    for line in _read(path / 'scores.jsonl')
+    for line in scored
     if line.get('mode', 'train') == mode
   ]
   if not pairs:
@@ -123,8 +124,10 @@ def load_run(
     pairs = [(line['step'], line[name]) for line in metrics if name in line]
   pairs = [pair for pair in pairs if pair[1] is not None]
   if not pairs:
+    others = sorted({line.get('mode', 'train') for line in scored})
+    hint = f'; there are others, for --mode={others[0]}' if others else ''
     raise UserError(
-      f'{str(path)!r} holds no score of a finished {mode} episode yet'
+      f'{str(path)!r} holds no score of a finished {mode} episode yet{hint}'
     )
   task = config.get('task', path.name)
   if repeat is None:

@@ -180,7 +180,10 @@ def test_many_tasks_with_gaps_draw(tmp_path):
     (['missing'], "'missing' does not exist"),
     (['empty'], "'empty' is not a log directory"),
     (['young'], "'young' holds no score"),
-    (['run', '--mode=eval'], 'no score of a finished eval episode'),
+    (
+      ['run', '--mode=eval'],
+      'eval episode yet; there are others, for --mode=train',
+    ),
     (['run', '--published=atari_pongg'], "did you mean 'atari_pong'?"),
     (['run', '--out=x.jpgg'], 'unknown kind of file'),
     (['run', '--openloop'], 'holds no open-loop video'),
