@@ -128,7 +128,7 @@ def test_speed_and_what_reports_hold(twins):
     assert 'perf/mfu' not in line  # nobody knows the peak of a CPU
   assert len(list(two.glob('plugins/profile/*/*.xplane.pb'))) == 1
   tags = set(reader.read(two).Tags()['tensors'])
-  assert {'report/imagined/return', 'report/grad_norm/dyn'} <= tags
+  assert {'imagined/return', 'report/grad_norm/dyn'} <= tags
 
 
 def test_preemption_and_resume(tmp_path):
