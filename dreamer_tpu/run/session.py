@@ -93,7 +93,8 @@ class Session:
     self._ratio = Ratio(config.run.train_ratio, batch_steps)
     self._owed = 0
     self._acted = 0  # Agent steps of this host that the others do not know.
-    self._acting = threading.Lock()
+    self._counting = threading.Lock()
+    self._acting = threading.Lock()  # Held during a step.
     self._moved = threading.Condition()
     self._stop = False
     self._ready = self._learning.ready
@@ -139,7 +140,8 @@ class Session:
     """One step of this host's environments."""
     with self._acting, self.timer.section('acting'):
       finished = self._actor.step()
-      self._acted += self._envs
+      with self._counting:
+        self._acted += self._envs
     for episode in finished:
       self._pod.tell('episode', episode)
     with self._moved:
@@ -176,7 +178,8 @@ class Session:
     self._learn(self._owed if waits else min(self._owed, 1), wait=waits)
     update = self._learning.update
     if self._log(update, known.now):
-      self._write_log()
+      with self.timer.section('logging'):
+        self._write_log()
     if self._report(update, known.now):
       self._make_report()
     # A save that is still being written on some host is not waited for.
@@ -211,7 +214,7 @@ class Session:
     return self._owed == 0 and self._acted == 0
 
   def _take_acted(self) -> int:
-    with self._acting:
+    with self._counting:
       acted, self._acted = self._acted, 0
     return acted
 
@@ -233,7 +236,8 @@ class Session:
       self._moved.notify_all()
 
   def _publish(self) -> None:
-    self._policy.params = self._learner.publish(self._policy.device)
+    with self.timer.section('publishing'):
+      self._policy.params = self._learner.publish(self._policy.device)
 
   def _write_log(self, extra: dict[str, float] | None = None) -> None:
     stats = self._replay.stats()
@@ -268,8 +272,7 @@ class Session:
     """Saves at a moment that all hosts share, with the actor between steps."""
     with self._acting:
       self._learning.flush()
-      acted, self._acted = self._acted, 0
-      self.step += self._agreement.settle(acted)
+      self.step += self._agreement.settle(self._take_acted())
       if self._ready:
         self._owed += self._ratio(self.step)
       self._saver.save(

@@ -1,0 +1,60 @@
+"""Acting and learning on two threads."""
+
+import pytest
+
+from tests.run import program
+from tests.run.test_pod import GAME
+
+PARALLEL = (*GAME, '--config.script=parallel')
+
+
+def test_the_ratio_is_kept_and_time_accounted_for(tmp_path):
+  ended = program.run(
+    tmp_path,
+    *PARALLEL,
+    '--config.run.train_ratio=32',
+    '--config.run.steps=4000',
+    '--config.run.log_every=3',
+  )
+  assert ended.code == 0, ended.err
+  metrics = program.read(tmp_path / 'metrics.jsonl')
+  state = program.state(tmp_path)
+  done, owed = state['update'], state['owed']
+  start = metrics[0]['step']
+  assert done + owed == 1 + (state['step'] - start) * 32 // 64
+  # The actor does not run away from the learner.
+  assert owed <= 1 + 3 * 2 * 32 / 64
+  assert metrics[-1]['step'] == metrics[-1]['replay/steps'] >= 4000
+  # The first ones compile, the last one is short.
+  lines = metrics[2:-1]
+  assert lines
+  for line in lines:
+    share = lambda name, line=line: line.get(f'timer/{name}/frac', 0.0)
+    assert 0.85 < share('acting') + share('actor_wait') < 1.1
+    learner = ('learning', 'learner_wait', 'publishing', 'saving', 'logging')
+    assert 0.75 < sum(map(share, learner)) < 1.1
+    assert line['perf/actor_wait'] == share('actor_wait')
+
+
+def test_an_error_of_the_actor_ends_the_run(tmp_path):
+  fault = tmp_path / 'fault'
+  fault.write_text('raise')
+  ended = program.run(
+    tmp_path / 'logdir', *PARALLEL, POD_FAULT=str(fault), JAX_PROCESS_ID='1'
+  )
+  assert ended.code == 1
+  assert 'the game is over' in ended.err[-1]
+  assert any('Traceback' in line for line in ended.err)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'reserved'])
+def test_acting_elsewhere(tmp_path, device):
+  ended = program.run(
+    tmp_path,
+    *PARALLEL,
+    f'--config.policy.device={device}',
+    '--config.run.steps=200',
+    JAX_NUM_CPU_DEVICES='3' if device == 'reserved' else '2',
+  )
+  assert ended.code == 0, ended.err
+  assert program.state(tmp_path)['update'] > 5
