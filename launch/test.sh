@@ -3,6 +3,7 @@
 # Arguments go to pytest: launch/test.sh tests/replay -m slow
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+debian_packages iproute2  # Hosts in network namespaces, as root.
 ruff format --check .
 ruff check .
 mypy
