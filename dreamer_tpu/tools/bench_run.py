@@ -1,0 +1,127 @@
+"""Whole runs, as processes of their own: how they start and how fast they are."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.run import validate
+
+Row = dict[str, Any]
+Record = dict[str, Any]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIMIT = 3600
+CACHE = 'JAX_COMPILATION_CACHE_DIR'
+
+
+def startup(config: Any, repeat: int) -> list[Row]:
+  """Seconds from the start of a run to the end of its first update.
+
+  Once with an empty compilation cache, then with what that left.
+  """
+  del repeat
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    for cache in ('cold', 'warm'):
+      logdir = pathlib.Path(folder) / cache
+      start = time.monotonic()
+      record = _first_update(config, logdir, {CACHE: f'{folder}/cache'})
+      rows.append(
+        {
+          'task': config.task,
+          'cache': cache,
+          'first_update_s': time.monotonic() - start,
+          'compile_s': record.get('perf/compile_s'),
+        }
+      )
+  return rows
+
+
+def end_to_end(config: Any, repeat: int) -> list[Row]:
+  """Steps and updates per second of a real run of `run.steps` steps.
+
+  The rates are those of its last log, so let it log more than once.
+  """
+  del repeat
+  with tempfile.TemporaryDirectory() as folder:
+    logdir = pathlib.Path(folder) / 'run'
+    process = _start(config, logdir, {})
+    with process:
+      process.wait(LIMIT)
+    records = [x for x in _records(logdir) if x.get('fps/train')]
+    if process.returncode or not records:
+      raise UserError(
+        f'The run ended with code {process.returncode}, unlogged.'
+      )
+  last = records[-1]
+  batch = config.batch_size * config.batch_length
+  return [
+    {
+      'task': config.task,
+      'steps': last['step'],
+      'steps_per_s': last['fps/policy'],
+      'updates_per_s': last['fps/train'] / batch,
+      'update_ms': last.get('perf/update_ms'),
+      'mfu': last.get('perf/mfu'),
+    }
+  ]
+
+
+def _first_update(
+  config: Any, logdir: pathlib.Path, env: Mapping[str, str]
+) -> Record:
+  """Starts a run, waits for its first update and stops it."""
+  config = config.copy_and_resolve_references()
+  config.run.log_every = -1.0
+  deadline = time.monotonic() + LIMIT
+  with _start(config, logdir, env) as process:
+    try:
+      while process.poll() is None and time.monotonic() < deadline:
+        for record in _records(logdir):
+          if any(key.startswith('train/') for key in record):
+            return record
+        time.sleep(0.05)
+    finally:
+      process.kill()
+  raise UserError(f'The run ended with code {process.returncode}, untrained.')
+
+
+def _start(
+  config: Any, logdir: pathlib.Path, env: Mapping[str, str]
+) -> subprocess.Popen:
+  """main.py with this configuration, which logs to a file alone."""
+  options = dict(validate.flatten(config))
+  options['metrics.outputs'] = ('jsonl',)
+  name = config.task.partition('_')[0]
+  suites = {'dmc': 'dmc_vision' if config.env.dmc.image else 'dmc_proprio'}
+  command = [
+    sys.executable,
+    str(ROOT / 'main.py'),
+    f'--config={ROOT}/configs/{suites.get(name, name)}.py',
+    f'--logdir={logdir}',
+    *(f'--config.{key}={_text(value)}' for key, value in options.items()),
+  ]
+  return subprocess.Popen(
+    command,
+    env={**os.environ, **env},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+
+
+def _text(value: Any) -> str:
+  return str(tuple(value) if isinstance(value, list) else value)
+
+
+def _records(logdir: pathlib.Path) -> Iterator[Record]:
+  path = logdir / 'metrics.jsonl'
+  if path.exists():
+    for line in path.read_text().splitlines(keepends=True):
+      if line.endswith('\n'):
+        yield json.loads(line)

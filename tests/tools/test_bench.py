@@ -1,0 +1,112 @@
+"""Every part is measured, at sizes of no meaning."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dreamer_tpu.tools import bench
+
+DEBUG = '--config=configs/gym.py:debug'
+
+
+def rows(capsys, *args):
+  assert bench.main([*args, '--json']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_device_parts_need_neither_environments_nor_tensorflow():
+  code = (
+    'import sys; from dreamer_tpu.tools import bench, bench_device;'
+    "print([x for x in ('gymnasium', 'tensorflow', 'clu', 'dreamer_tpu.envs')"
+    ' if x in sys.modules])'
+  )
+  command = [sys.executable, '-c', code]
+  result = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert result.stdout == '[]\n'
+
+
+def test_learner(capsys):
+  (row,) = rows(capsys, 'learner', DEBUG, '--repeat=1')
+  assert row['batch'] == '8x8'
+  assert row['units'] == pytest.approx(row['ms'] / row['unit_ms'])
+  assert row['steps_per_s'] == pytest.approx(64e3 / row['ms'])
+  assert row['matmul_gflops'] < row['gflops']
+  assert row['mfu'] is None  # nobody says what a CPU could do
+  assert row['compile_s'] > 0
+  assert row['donated_gib'] <= row['arguments_gib'] < 1
+
+
+def test_policy(capsys):
+  result = rows(capsys, 'policy', DEBUG, '--repeat=1')
+  assert [row['envs'] for row in result] == [1, 4, 16, 64]
+  for row in result:
+    assert row['steps_per_s'] == pytest.approx(1e3 * row['envs'] / row['ms'])
+
+
+def test_actor(capsys):
+  (row,) = rows(capsys, 'actor', DEBUG, '--repeat=2')
+  assert row['envs'] == 2
+  assert row['steps_per_s'] == pytest.approx(2e3 / row['ms'])
+
+
+def test_replay(capsys):
+  (row,) = rows(capsys, 'replay', DEBUG, '--repeat=2')
+  assert row['batch'] == '8x9'
+  # deter and stoch of the debug size, four float32 observed, and the rest
+  assert 32 * 4 + 4 + 4 * 4 < row['bytes_per_step'] < 250
+  assert row['insert_steps_per_s'] > 0
+  assert row['sample_ms'] > 0
+
+
+def test_checkpoint(capsys):
+  (row,) = rows(capsys, 'checkpoint', DEBUG, '--repeat=1')
+  assert 0 < row['blocking_s'] <= row['save_s']
+  assert row['restore_s'] > 0
+  assert row['mb'] > 0.1
+
+
+@pytest.mark.slow
+def test_startup(capsys):
+  cold, warm = rows(capsys, 'startup', DEBUG)
+  assert (cold['cache'], warm['cache']) == ('cold', 'warm')
+  assert warm['compile_s'] < cold['compile_s']
+
+
+@pytest.mark.slow
+def test_end_to_end(capsys):
+  (row,) = rows(
+    capsys,
+    'end_to_end',
+    DEBUG,
+    '--config.run.steps=300',
+    '--config.run.log_every=0.5',
+  )
+  assert 0 < row['steps'] <= 300
+  assert row['steps_per_s'] > 0
+  assert row['updates_per_s'] > 0
+
+
+def test_table():
+  lines = bench.table([{'a': 1, 'b': 1234.5}, {'a': 2}]).splitlines()
+  assert [line.split() for line in lines] == [
+    ['a', '1', '2'],
+    ['b', '1,234', '-'],
+  ]
+
+
+@pytest.mark.parametrize(
+  ('args', 'text'),
+  [
+    (['learner', DEBUG, '--repeat=0'], '--repeat=0'),
+    (['learner', DEBUG, '--config.task=minecraft_x'], "'minecraft_x'"),
+  ],
+)
+def test_mistakes_are_one_line(capsys, args, text):
+  assert bench.main(args) == 1
+  err = capsys.readouterr().err
+  assert err.startswith('error: ')
+  assert err.count('\n') == 1
+  assert text in err
