@@ -31,13 +31,13 @@ from dreamer_tpu.run import cli, logdirs, platform
 def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   """Runs the script that the configuration names."""
   config, logdir = command
-  logdirs.check_writable(logdir)
   platform.choose()
   platform.use_huge_pages()
   # Only now: a mistake above is answered without waiting for JAX to import.
   hosts = importlib.import_module('dreamer_tpu.run.hosts')
   hosts.start(config.distributed)
   logdir = epath.Path(hosts.same(str(logdir)))
+  logdirs.check_writable(logdir)
   script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
   return script.main(config, logdir)
 
