@@ -89,7 +89,22 @@ def _distributed() -> dict[str, Any]:
 
 
 def _replay() -> dict[str, Any]:
-  return dict(size=5_000_000, online=True, chunksize=1024)
+  """How sequences are drawn: shares of `fracs`, which add up to 1.
+
+  Priorities are the world model's losses; a sequence's is maxfrac of its
+  steps' largest and the rest of their mean, each to the power of exponent.
+  Recency is 1 / age^recexp.
+  """
+  return dict(
+    size=5_000_000,
+    online=True,
+    chunksize=1024,
+    fracs=dict(uniform=1.0, priority=0.0, recency=0.0),
+    prio=dict(
+      exponent=0.8, maxfrac=0.5, initial=float('inf'), zero_on_sample=True
+    ),
+    recexp=1.0,
+  )
 
 
 def _agent() -> dict[str, Any]:

@@ -171,8 +171,9 @@ class Agent:
       key: PRNG key, or None to take modes.
 
     Returns:
-      The new state and carry, the fresh latents [B, T, ...] to write back,
-      and scalar metrics.
+      The new state and carry, what is to write back for every step [B, T,
+      ...] (the fresh latents, and 'priority', its loss of the world model,
+      float32 [B, T]), and scalar metrics.
     """
     carry, obs, last_action = self._contextualize(carry, batch)
 
@@ -311,6 +312,8 @@ class Agent:
     actor_terms, imagined, critics, retnorm, actor_metrics = self._actor_critic(
       params, slow_value, retnorm, states, keys[1]
     )
+    scaled = [self._weight(k) * v for k, v in terms.items()]
+    priority = sg(sum(scaled).astype(jnp.float32))
     terms |= actor_terms
     shape = obs['is_first'].shape
     value = critics[0].reshape(*shape, -1)
@@ -333,6 +336,7 @@ class Agent:
     latents = self._pack(states, {})
     carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
     latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
+    latents['priority'] = priority
     metrics |= actor_metrics
     metrics |= {f'loss/{k}': v.mean() for k, v in terms.items()}
     metrics['loss/total'] = loss
@@ -341,8 +345,10 @@ class Agent:
 
   def _scale(self, terms: Tree) -> Tree:
     """The scaled mean of each term."""
-    scale = lambda k: getattr(self.config.loss_scales, k.partition('/')[0])
-    return {k: scale(k) * v.mean() for k, v in terms.items()}
+    return {k: self._weight(k) * v.mean() for k, v in terms.items()}
+
+  def _weight(self, term: str) -> float:
+    return getattr(self.config.loss_scales, term.partition('/')[0])
 
   def _world_model(self, model, start, obs, last_action, key):
     """Posterior states of a batch and the losses of the world model."""

@@ -21,6 +21,7 @@ class Result(NamedTuple):
   Attributes:
     stepid: int64 [local rows, T], addresses of the trained steps.
     latents: [local rows, T, ...] to write back to the replay.
+    priority: float32 [local rows, T], the world model's loss of each step.
     metrics: Scalars.
     nonfinite: Name of the first parameter whose gradient was not finite, or
       '' (then the update was skipped).
@@ -28,6 +29,7 @@ class Result(NamedTuple):
 
   stepid: np.ndarray
   latents: dict[str, np.ndarray]
+  priority: np.ndarray
   metrics: dict[str, float]
   nonfinite: str
 
@@ -163,7 +165,9 @@ class Learner:
     metrics = dict(zip(self.steps.metrics, values.tolist(), strict=True))
     culprit = int(metrics.pop('opt/nonfinite'))
     name = '' if culprit < 0 else self._parameter_names()[culprit]
-    return Result(stepid, arrays.to_local(latents), metrics, name)
+    latents = arrays.to_local(latents)
+    priority = latents.pop('priority')
+    return Result(stepid, latents, priority, metrics, name)
 
   def _parameter_names(self) -> list[str]:
     flat = traverse_util.flatten_dict(self.abstract['params'], sep='/')

@@ -14,7 +14,7 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.learner.steps import step_spec
-from dreamer_tpu.replay import Replay
+from dreamer_tpu.replay import Replay, Sampling
 from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
 
@@ -171,4 +171,7 @@ def replay(
     streams=streams,
     seed=seed(config, stream, jax.process_index()),
     shard=jax.process_index(),
+    sampling=Sampling(
+      **config.replay.fracs, **config.replay.prio, recexp=config.replay.recexp
+    ),
   )

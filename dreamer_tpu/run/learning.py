@@ -99,6 +99,7 @@ class Learning:
   def _absorb(self, result: Result | None) -> None:
     if result is not None:
       self._replay.update(result.stepid, result.latents)
+      self._replay.prioritize(result.stepid, result.priority)
       self._logger.result(result)
 
 

@@ -49,6 +49,9 @@ MINIMUM: dict[str, float] = {
   'distributed.env_timeout': 1,
   'replay.size': 1,
   'replay.chunksize': 1,
+  'replay.prio.exponent': 0,
+  'replay.prio.initial': 0,
+  'replay.recexp': 0,
   'agent.rssm.deter': 1,
   'agent.rssm.hidden': 1,
   'agent.rssm.stoch': 1,
@@ -110,6 +113,10 @@ FRACTIONS = (
   'agent.opt.beta2',
   'agent.opt.momentum',
   'env.atari.sticky',
+  'replay.fracs.uniform',
+  'replay.fracs.priority',
+  'replay.fracs.recency',
+  'replay.prio.maxfrac',
 )
 
 
@@ -195,7 +202,8 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
 
 def _numbers(config: Any) -> None:
   for key, value in flatten(config):
-    if isinstance(value, float) and not math.isfinite(value):
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite and (key, value) != ('replay.prio.initial', math.inf):
       raise UserError(f'{key}={value} must be a finite number.')
   for key, least in MINIMUM.items():
     if get(config, key) < least:
@@ -315,6 +323,12 @@ def _replay(config: Any) -> None:
   It begins once a batch's worth of sequence starts is there; the last steps of
   every environment's stream start no sequence.
   """
+  fracs = dict(config.replay.fracs)
+  if not math.isclose(sum(fracs.values()), 1):
+    raise UserError(
+      f'replay.fracs={fracs} add up to {sum(fracs.values()):g}; they are shares '
+      'of the samples and must add up to 1.'
+    )
   length = sequence_length(config)
   trained = config.batch_length * config.consec_train
   batch = config.batch_size * length

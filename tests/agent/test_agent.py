@@ -68,7 +68,10 @@ def test_two_parts_are_one_long_sequence():
     parts.append(latents)
   for name, expected in whole.items():
     actual = np.concatenate([p[name] for p in parts], 1)
-    np.testing.assert_allclose(actual, expected, atol=1e-6, err_msg=name)
+    rtol = 1e-4 if name == 'priority' else 1e-7  # That one is a large sum.
+    np.testing.assert_allclose(
+      actual, expected, rtol=rtol, atol=1e-6, err_msg=name
+    )
   assert small.difference(carry, whole_carry)['deter'] < 1e-5
 
 

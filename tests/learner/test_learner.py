@@ -126,7 +126,7 @@ def test_updates_transfer_nothing_implicitly(bench, learner):
 def test_one_vector_and_the_latents_come_back(bench, learner):
   args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
   _, _, latents, metrics = jax.eval_shape(learner.steps.train, *args)
-  assert sorted(latents) == ['latent/deter', 'latent/stoch']
+  assert sorted(latents) == ['latent/deter', 'latent/stoch', 'priority']
   assert metrics.ndim == 1
 
 
@@ -144,6 +144,18 @@ def test_results_come_one_update_late(bench, learner):
     assert result.latents['latent/deter'].shape == (rows, steps, 64)
     assert result.latents['latent/stoch'].shape == (rows, steps, 8)
     assert result.latents['latent/stoch'].dtype == np.uint8
+    assert sorted(result.latents) == ['latent/deter', 'latent/stoch']
+    # The world model's loss of each step.
+    actor = ('loss/total', 'loss/policy', 'loss/value', 'loss/repval')
+    scales = dict(bench.agent.config.loss_scales)
+    mean = sum(
+      scales[name.split('/')[1]] * value
+      for name, value in result.metrics.items()
+      if name.startswith('loss/') and name not in actor
+    )
+    assert result.priority.shape == (rows, steps)
+    assert np.std(result.priority) > 0
+    np.testing.assert_allclose(result.priority.mean(), mean, rtol=1e-4)
   assert first.metrics['loss/total'] != second.metrics['loss/total']
   assert int(learner.state['step']) == 2
 
