@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
@@ -124,7 +126,8 @@ class Saver:
       state: JSON values to find again in `load_or_init`, of all processes.
       local: The same of this process, valid only with the replay as it is,
         such as the states of streams.
-      score: Of an evaluation, by which the best checkpoints are kept.
+      score: Of an evaluation, by which the best checkpoints are kept; that of
+        process 0 counts.
     """
     self._outcomes += self._checkpointer.wait()
     self._warned = False
@@ -140,7 +143,7 @@ class Saver:
       state,
       self._shard.write,
       carry=self._learner.carry if self._parts else None,
-      score=score,
+      score=self._shared(score),
     )
 
   def poll(self) -> dict[str, float]:
@@ -175,6 +178,13 @@ class Saver:
         'checkpoint/failed': float(bool(outcome.error)),
       }
     return metrics
+
+  def _shared(self, score: float | None) -> float | None:
+    """The score that process 0 knows; all decide alike what to keep."""
+    if jax.process_count() == 1 or not self._config.checkpoint.keep_best:
+      return score
+    mine = np.float32(np.nan if score is None else score)
+    return float(multihost_utils.broadcast_one_to_all(mine))
 
   def _load(self, step: int) -> State:
     restored = self._checkpointer.restore(
