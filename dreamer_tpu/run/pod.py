@@ -117,9 +117,15 @@ class Pod:
     self.tell(kind, value)
     if self.index:
       return [value]
-    return [
-      self._news[kind].get(timeout=self._timeout) for _ in range(self.count)
-    ]
+    try:
+      return [
+        self._news[kind].get(timeout=self._timeout) for _ in range(self.count)
+      ]
+    except queue.Empty:
+      raise UserError(
+        f'Not all of the {self.count} hosts told their {kind} figures within '
+        f'distributed.timeout={self._timeout:g} s.'
+      ) from None
 
   def _connect(self, config: Any) -> None:
     if self.index == 0:
@@ -136,7 +142,13 @@ class Pod:
         self._admit(server, invitation[2])
     else:
       address, port, token = json.loads(hosts.same(''))
-      connection = socket.create_connection((address, port), _JOIN)
+      try:
+        connection = socket.create_connection((address, port), _JOIN)
+      except OSError as error:
+        raise UserError(
+          f'Process 0 cannot be reached at {address}:{port} ({error}); are all '
+          'of its ports open to the other hosts?'
+        ) from error
       connection.settimeout(None)
       peer = _Peer(connection)
       peer.send({'host': self.index, 'token': token})

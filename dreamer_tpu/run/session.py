@@ -103,9 +103,10 @@ class Session:
   def _load(self, saved: dict[str, Any]) -> None:
     if saved:
       self._ratio.load(saved['ratio'])
-      self._owed = saved['owed']
+      # Not in checkpoints of before there were several hosts.
+      self._owed = saved.get('owed', 0)
       self._policy.steps = saved['policy_steps']
-      self._episodes.load(saved['episodes'])
+      self._episodes.load(saved.get('averages', {}))
     self._publish()
     if self.going and not self._ready:
       needed = self._learning.needed * self._pod.count
@@ -301,7 +302,7 @@ class Session:
       'owed': self._owed,
       'ratio': self._ratio.state(),
       'policy_steps': self._policy.steps,
-      'episodes': self._episodes.state(),
+      'averages': self._episodes.state(),
       'timer': self.timer.state(),
     }
 
