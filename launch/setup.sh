@@ -31,13 +31,21 @@ find_python() {
       return
     fi
   done
-  echo 'setup: no Python 3.11 or newer; name one: PYTHON=/path/to/python' >&2
   return 1
 }
 
 make_venv() {
   local python
-  python=$(find_python)
+  if ! python=$(find_python); then # As on TPU VMs: uv brings one along.
+    python3 -m pip install --quiet --target .venv/uv uv &&
+      .venv/uv/bin/uv venv --quiet --seed --allow-existing --python 3.11 .venv ||
+      {
+        echo 'setup: no Python 3.11 or newer; name one:' \
+          'PYTHON=/path/to/python' >&2
+        return 1
+      }
+    return
+  fi
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     debian_packages python3-venv
   fi

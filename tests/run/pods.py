@@ -6,7 +6,7 @@ import socket
 from tests.run import program
 
 
-def _free_port():
+def free_port():
   with socket.socket() as s:
     s.bind(('localhost', 0))
     return s.getsockname()[1]
@@ -24,7 +24,7 @@ def start(logdir, hosts, devices, *args, prefix=lambda host: [], **env):
     prefix: Command, by host, in which it is started.
     **env: Environment variables, `ADDRESS` for that of host 0.
   """
-  address = f'{env.pop("ADDRESS", "localhost")}:{_free_port()}'
+  address = f'{env.pop("ADDRESS", "localhost")}:{free_port()}'
   programs = [
     program.Program(
       logdir,
