@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import layers, placement, recurrence
+from dreamer_tpu.agent import layers, placement, recurrence, transition
 from dreamer_tpu.agent.distributions import Categorical
 
 State = dict[str, jax.Array]
@@ -138,7 +138,7 @@ class RSSM(nnx.Module):
     weights, action_layer = self._weights(), self._action_layer()
 
     def step(state, action, key):
-      by_block, _ = recurrence.transition(
+      by_block, _ = transition.step(
         weights,
         state['deter'],
         state['by_block'],
@@ -194,11 +194,11 @@ class RSSM(nnx.Module):
     shared, action = jnp.split(shared, [2 * self.hidden])
     return kernel[:, :own], shared, action
 
-  def _weights(self) -> recurrence.Weights:
+  def _weights(self) -> transition.Weights:
     """What the recurrence takes of the parameters, in the compute dtype."""
     own, shared, _ = self._hidden_kernels()
     first = self.post.layer(0)
-    weights = recurrence.Weights(
+    weights = transition.Weights(
       deter=self._dense(self.in_deter.linear, self.in_deter.norm),
       stoch=self._dense(self.in_stoch.linear, self.in_stoch.norm),
       own=own,
@@ -216,17 +216,17 @@ class RSSM(nnx.Module):
       ),
       logits=self._linear(self.post_logits),
     )
-    return recurrence.place(weights)
+    return transition.place(weights)
 
   def _hidden(self, i: int) -> tuple[layers.BlockLinear, layers.Norm]:
     return getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm')
 
-  def _dense(self, linear, norm) -> recurrence.Dense:
-    return recurrence.Dense(*self._linear(linear), scale=norm.scale[...])
+  def _dense(self, linear, norm) -> transition.Dense:
+    return transition.Dense(*self._linear(linear), scale=norm.scale[...])
 
-  def _block_dense(self, linear, norm) -> recurrence.Dense:
+  def _block_dense(self, linear, norm) -> transition.Dense:
     scale = self._block_scale(norm)
-    return recurrence.Dense(*self._block_linear(linear), scale=scale)
+    return transition.Dense(*self._block_linear(linear), scale=scale)
 
   def _linear(self, layer) -> tuple[jax.Array, jax.Array]:
     kernel, bias = layer.kernel[...], layer.bias[...]
