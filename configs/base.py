@@ -25,7 +25,7 @@ def base() -> ml_collections.ConfigDict:
       run=_run(),
       replay=_replay(),
       agent=_agent(),
-      policy=dict(device='shared', eval_mode='mode'),
+      policy=dict(device='shared', mode='sample', eval_mode='mode'),
       distributed=_distributed(),
       mesh=dict(data=-1, fsdp=1, model=1),
       sharding=dict(rules=_rules()),
@@ -40,10 +40,13 @@ def base() -> ml_collections.ConfigDict:
 def _run() -> dict[str, Any]:
   """Of every *_every: 0 is never, negative is at every update.
 
-  profile: updates to trace, such as '100:120'.
+  updates: 0 acts and learns; else nobody acts, and the run learns from the
+  replay of its logdir up to so many updates in all. profile: updates to trace,
+  such as '100:120'.
   """
   return dict(
     steps=10_000_000_000,
+    updates=0,
     train_ratio=32.0,
     envs=16,
     eval_envs=4,

@@ -68,6 +68,32 @@ def check(obs: Mapping[str, Space], act: Mapping[str, Space]) -> None:
       )
 
 
+def sample(
+  spaces: Mapping[str, Space], key: jax.Array, batch: int
+) -> dict[str, jax.Array]:
+  """Uniformly random actions.
+
+  Args:
+    spaces: Per action key.
+    key: PRNG key.
+    batch: Number N of actions.
+
+  Returns:
+    [N, ...] per key; what is continuous is in [-1, 1].
+  """
+  keys = jax.random.split(key, len(spaces))
+  return {
+    name: _sample(space, key, (batch, *space.shape))
+    for key, (name, space) in zip(keys, sorted(spaces.items()), strict=True)
+  }
+
+
+def _sample(space: Space, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  if space.classes:
+    return jax.random.randint(key, shape, 0, space.classes, space.dtype)
+  return jax.random.uniform(key, shape, space.dtype, -1, 1)
+
+
 def vectors(spaces: Mapping[str, Space]) -> dict[str, Space]:
   """The spaces that are not images, sorted by key."""
   return {k: v for k, v in sorted(spaces.items()) if not v.is_image}

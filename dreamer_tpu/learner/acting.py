@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer_tpu.agent import Agent
+from dreamer_tpu.agent import Agent, spaces
 
 Tree = dict[str, Any]
 
@@ -18,7 +18,8 @@ class PolicyStep:
     agent: The agent's functions.
     envs: Number N of environments.
     seed: Of the actions.
-    mode: Whether to take the policy's mode instead of samples.
+    mode: 'mode' or 'sample' of the policy, or 'random' actions of the space,
+      which the latents follow just the same.
     device: Where to compute, and where `params` have to be.
   """
 
@@ -28,7 +29,7 @@ class PolicyStep:
     envs: int,
     *,
     seed: int,
-    mode: bool = False,
+    mode: str = 'sample',
     device: jax.Device | None = None,
   ):
     self._agent = agent
@@ -70,4 +71,10 @@ class PolicyStep:
 
   def _step_fn(self, params, carry, obs, count, seed):
     key = jax.random.fold_in(jax.random.key(seed), count)
-    return self._agent.policy(params, carry, obs, key, mode=self._mode)
+    if self._mode != 'random':
+      mode = self._mode == 'mode'
+      return self._agent.policy(params, carry, obs, key, mode=mode)
+    key, action_key = jax.random.split(key)
+    carry, _, latents = self._agent.policy(params, carry, obs, key)
+    action = spaces.sample(self._agent.act_space, action_key, self._envs)
+    return {**carry, 'action': action}, action, latents

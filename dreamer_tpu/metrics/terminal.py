@@ -42,20 +42,26 @@ class View:
     self._print(f'[{duration(self._elapsed())}] {text}', rewrite=True)
 
   def progress(
-    self, step: int, total: int, metrics: Mapping[str, float]
+    self,
+    step: int,
+    total: int,
+    metrics: Mapping[str, float],
+    *,
+    unit: str = 'step',
   ) -> None:
     """Shows how far the run is.
 
     Args:
-      step: Agent steps so far.
-      total: Agent steps at the end of the run.
+      step: Agent steps so far, or what else is counted.
+      total: The same at the end of the run.
       metrics: Under the names of the log; the score, the speeds and the
         losses are picked out where they are there. `perf/compile_s` does not
         count for the time that is left.
+      unit: What is counted.
     """
     # What a narrow terminal cuts off are the losses.
     parts = [
-      f'step {number(step)}/{number(total)} ({percent(step, total)})',
+      f'{unit} {number(step)}/{number(total)} ({percent(step, total)})',
       f'left {self._left(step, total, metrics)}',
       *_speeds(metrics),
       *_scores(metrics),

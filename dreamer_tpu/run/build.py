@@ -131,7 +131,7 @@ def local_rows(config: ConfigDict) -> int:
 
 
 def policy(
-  config: ConfigDict, agent: Agent, envs: int, *, stream: int, mode: bool
+  config: ConfigDict, agent: Agent, envs: int, *, stream: int, mode: str
 ) -> PolicyStep:
   """The policy step for some environments of this host."""
   return PolicyStep(

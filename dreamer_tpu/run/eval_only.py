@@ -60,7 +60,7 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       loaded.agent,
       env.num_envs,
       stream=build.EVAL_ACTING,
-      mode=config.policy.eval_mode == 'mode',
+      mode=config.policy.eval_mode,
     )
     act.params = jax.device_put(loaded.params, act.device)
     result = evaluate(

@@ -53,7 +53,7 @@ class Evaluator:
       learner.agent,
       env.num_envs,
       stream=build.EVAL_ACTING,
-      mode=config.policy.eval_mode == 'mode',
+      mode=config.policy.eval_mode,
     )
     self.replay = build.replay(
       config,

@@ -22,6 +22,7 @@ class Logger:
     writers: Where they go.
     timer: Of the run's sections.
     total: Agent steps of the whole run.
+    updates: Of the whole run, if it only learns; else 0.
     repeat: Environment steps per agent step.
     batch_steps: Replayed steps per update.
     step: Agent steps at the start.
@@ -34,6 +35,7 @@ class Logger:
     timer: Timer,
     *,
     total: int,
+    updates: int,
     repeat: int,
     batch_steps: int,
     step: int,
@@ -42,6 +44,7 @@ class Logger:
     self._writers = writers
     self._timer = timer
     self._total = total
+    self._updates = updates
     self._repeat = repeat
     self._batch_steps = batch_steps
     self._train = Aggregator()
@@ -101,7 +104,11 @@ class Logger:
       'perf/goodput': self._timer.goodput(),
     }
     self.report(step, update, metrics)
-    self._writers.view.progress(step, self._total, metrics)
+    view = self._writers.view
+    if self._updates:
+      view.progress(update, self._updates, metrics, unit='update')
+    else:
+      view.progress(step, self._total, metrics)
     self._latest.update(metrics)
 
   def summary(self, step: int, update: int, logdir: str, *, done: bool) -> None:

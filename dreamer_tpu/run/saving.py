@@ -50,6 +50,7 @@ class Saver:
     self._shard = Shard(logdir, replay, eval_replay)
     self._outcomes: list[Outcome] = []
     self._warned = False
+    self._saved = (-1, -1)  # Name and updates of the newest checkpoint.
     self._checkpointer = Checkpointer(
       logdir / 'checkpoints',
       keep=config.checkpoint.keep,
@@ -122,7 +123,8 @@ class Saver:
     Waits for the save before.
 
     Args:
-      step: Agent steps.
+      step: Agent steps, the checkpoint's name; where there is one of that name
+        and only updates have been made since, it gets the next number.
       state: JSON values to find again in `load_or_init`, of all processes.
       local: The same of this process, valid only with the replay as it is,
         such as the states of streams.
@@ -137,6 +139,10 @@ class Saver:
       'config': self._config.to_dict(),
       'spaces': spaces_to_json(self._learner.agent),
     }
+    name, updates = self._saved
+    if step <= name:
+      step = name + (state['update'] != updates)
+    self._saved = (step, state['update'])
     self._checkpointer.save(
       step,
       self._learner.state,
@@ -193,6 +199,7 @@ class Saver:
       self._config.to_dict(),
       _abstract(self._learner.carry) if self._parts else None,
     )
+    self._saved = (step, restored.run.get('update', 0))
     local = self._shard.load(restored.replay)
     self._learner.state = restored.agent
     if self._parts and (local is None or restored.carry is None):

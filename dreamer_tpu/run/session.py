@@ -15,6 +15,7 @@ from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.actor.episodes import Averages
 from dreamer_tpu.checkpoint.shard import LOCAL
 from dreamer_tpu.envs import VectorEnv
+from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.agreement import Agreement
 from dreamer_tpu.learner.clock import Every
 from dreamer_tpu.learner.learner import Learner
@@ -67,6 +68,7 @@ class Session:
       writers,
       self.timer,
       total=config.run.steps,
+      updates=config.run.updates,
       repeat=env.repeat,
       batch_steps=batch_steps,
       step=self.step,
@@ -82,7 +84,11 @@ class Session:
       build.seed(config, build.REPORT, self.step, pod.index),
     )
     self._policy = build.policy(
-      config, learner.agent, env.num_envs, stream=build.ACTING, mode=False
+      config,
+      learner.agent,
+      env.num_envs,
+      stream=build.ACTING,
+      mode=config.policy.mode,
     )
     self._actor = Actor(env, self._policy, replay.add)
     self._envs = env.num_envs
@@ -97,6 +103,7 @@ class Session:
     self._acting = threading.Lock()  # Held during a step.
     self._moved = threading.Condition()
     self._stop = False
+    self._updates = config.run.updates
     self._ready = self._learning.ready
     self._load(saved)
 
@@ -109,6 +116,12 @@ class Session:
       self._episodes.load(saved.get('averages', {}))
     self._publish()
     if self.going and not self._ready:
+      if self._updates:
+        raise UserError(
+          f'run.updates={self._updates} learns from the replay of the logdir, '
+          f'of which {self._learning.needed:,} sequence starts are needed here '
+          f'and {len(self._replay):,} are there; act first, without it.'
+        )
       needed = self._learning.needed * self._pod.count
       self._view.status(f'Filling the replay up to {needed:,} sequences.')
 
@@ -135,7 +148,13 @@ class Session:
   @property
   def going(self) -> bool:
     """Whether the run has neither reached its end nor been told to stop."""
-    return self.step < self._config.run.steps and not self._stop
+    return not self._done and not self._stop
+
+  @property
+  def _done(self) -> bool:
+    if self._updates:
+      return self._learning.update >= self._updates
+    return self.step >= self._config.run.steps
 
   def act(self) -> None:
     """One step of this host's environments."""
@@ -150,6 +169,8 @@ class Session:
 
   def behind(self) -> bool:
     """Whether the learner has so much to do that acting should wait for it."""
+    if self._updates:
+      return True
     step = self._rate * self._envs
     owed = self._owed + self._acted * self._rate
     return self._ready and owed > 1 + 2 * step
@@ -175,8 +196,12 @@ class Session:
     self._hear()
     if not self._ready:
       return
-    self._owed += self._ratio(self.step)
-    self._learn(self._owed if waits else min(self._owed, 1), wait=waits)
+    if self._updates:
+      self._learn(1, wait=False)
+    else:
+      self._owed += self._ratio(self.step)
+      count = self._owed if waits else min(self._owed, 1)
+      self._learn(count, wait=waits)
     update = self._learning.update
     if self._log(update, known.now):
       with self.timer.section('logging'):
@@ -203,7 +228,7 @@ class Session:
   @property
   def stopped(self) -> bool:
     """Whether it was told to stop before its end."""
-    return self._stop and self.step < self._config.run.steps
+    return self._stop and not self._done
 
   @property
   def exit_code(self) -> int:
@@ -212,7 +237,7 @@ class Session:
 
   def idle(self) -> bool:
     """Whether no update is due, as far as this host knows."""
-    return self._owed == 0 and self._acted == 0
+    return not self._updates and self._owed == 0 and self._acted == 0
 
   def _take_acted(self) -> int:
     with self._counting:
@@ -231,7 +256,8 @@ class Session:
     if not self._learning.compiled:
       self._view.status('Compiling the train step.')
     self._learning.learn(count, wait=wait)
-    self._owed -= count
+    if not self._updates:
+      self._owed -= count
     self._publish()
     with self._moved:
       self._moved.notify_all()
@@ -274,7 +300,7 @@ class Session:
     with self._acting:
       self._learning.flush()
       self.step += self._agreement.settle(self._take_acted())
-      if self._ready:
+      if self._ready and not self._updates:
         self._owed += self._ratio(self.step)
       self._saver.save(
         self.step, self._state(), self._local_state(), self._score

@@ -1,7 +1,7 @@
 """Acting and learning by turns, in one thread: the synchronous mode.
 
 The same seed gives the same run. One step of every environment, then the
-updates that are due by `run.train_ratio`.
+updates that are due by `run.train_ratio`; with `run.updates` one update.
 """
 
 from etils import epath
@@ -28,6 +28,7 @@ def main(
   """
   with start.session(config, logdir, evaluates=evaluates) as run:
     while run.going:
-      run.act()
+      if not run.behind():
+        run.act()
       run.turn()
   return run.exit_code

@@ -18,7 +18,8 @@ SCRIPTS = ('train', 'train_eval', 'eval_only', 'parallel')
 CHOICES = {
   'script': SCRIPTS,
   'policy.device': ('shared', 'reserved', 'cpu'),
-  'policy.eval_mode': ('mode', 'sample'),
+  'policy.mode': ('mode', 'sample', 'random'),
+  'policy.eval_mode': ('mode', 'sample', 'random'),
   'distributed.enabled': ('auto', 'on', 'off'),
   'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
@@ -39,6 +40,7 @@ MINIMUM: dict[str, float] = {
   'consec_report': 1,
   'replay_context': 1,
   'run.steps': 0,
+  'run.updates': 0,
   'run.train_ratio': 0,
   'run.envs': 1,
   'run.eval_envs': 1,

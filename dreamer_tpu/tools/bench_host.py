@@ -27,7 +27,7 @@ def actor(config: Any, repeat: int) -> list[Row]:
   with _environments(config) as env:
     agent = build.agent(config, env)
     policy = build.policy(
-      config, agent, env.num_envs, stream=build.ACTING, mode=False
+      config, agent, env.num_envs, stream=build.ACTING, mode='sample'
     )
     state = jax.jit(agent.init)(jax.random.key(config.seed))
     policy.params = jax.tree.map(

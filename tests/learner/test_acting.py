@@ -23,7 +23,7 @@ def params(agent):
   return jax.device_put(used, jax.devices()[0])
 
 
-def make(agent, params, *, seed=0, mode=False):
+def make(agent, params, *, seed=0, mode='sample'):
   policy = PolicyStep(agent, ENVS, seed=seed, mode=mode)
   policy.params = params
   return policy
@@ -97,7 +97,7 @@ def test_reset_forgets_everything(agent, params):
 
 
 def test_mode_takes_the_mode_of_the_policy(agent, params):
-  action, latents = run(make(agent, params, mode=True), [0])
+  action, latents = run(make(agent, params, mode='mode'), [0])
   model = agent._model(params)
   classes = agent.config.rssm.classes
   stoch = np.eye(classes, dtype=np.float32)[latents['latent/stoch']]
@@ -108,6 +108,38 @@ def test_mode_takes_the_mode_of_the_policy(agent, params):
   np.testing.assert_array_equal(action['tool'], expected)
   sampled, _ = run(make(agent, params), [0])
   assert (np.abs(sampled['move'] - action['move']) > 1e-3).any()
+
+
+def test_random_actions_are_uniform_and_latents_follow_them(agent, params):
+  policy = make(agent, params, mode='random')
+  actions, latents = [], []
+  for seed in range(500):
+    action, latent = policy(observe(seed % 2, first=not seed))
+    actions.append(action)
+    latents.append(latent)
+  move, tool = (np.stack([x[k] for x in actions]) for k in ('move', 'tool'))
+  assert np.abs(move).max() <= 1
+  for values, edges in (
+    (move, np.linspace(-1, 1, 5)),
+    (tool, np.arange(5) - 0.5),
+  ):
+    counts, _ = np.histogram(values, edges)
+    assert counts.sum() == values.size
+    # A tenth is over three standard deviations of such a count.
+    np.testing.assert_allclose(counts, values.size / 4, rtol=0.12)
+  assert abs(np.corrcoef(move[:, 0].T)[0, 1]) < 0.15
+  # The world model, given these actions, comes to the same states.
+  count = 5
+  states = agent.initial_carry(ENVS)
+  for seed in range(count):
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    key, _ = jax.random.split(key)
+    obs = observe(seed % 2, first=not seed)
+    seen = {k: obs[k] for k in policy._keys}
+    states, _, expected = agent.policy(params, states, seen, key)
+    states = {**states, 'action': actions[seed]}
+    for name, value in expected.items():
+      np.testing.assert_allclose(latents[seed][name], value, atol=1e-5)
 
 
 def test_carry_stays_on_the_device_and_compiles_once(agent, params):

@@ -224,6 +224,45 @@ def test_images_become_videos(tmp_path):
   assert (tmp_path / 'videos' / 'openloop' / 'image.gif').exists()
 
 
+def test_updates_without_acting(tmp_path):
+  learns = ('--config.run.updates=30', '--config.run.save_every=0')
+  ended = program.run(tmp_path, CARTPOLE, *learns)
+  assert ended.code == 1
+  assert '64 sequence starts are needed here and 0 are there' in ended.err[0]
+  random = (
+    '--config.policy.mode=random',
+    '--config.run.train_ratio=0',
+    '--config.run.steps=1000',
+  )
+  ended = program.run(tmp_path, CARTPOLE, *random)
+  assert ended.code == 0, ended.err
+  filled = program.state(tmp_path)
+  assert filled['update'] == 0
+  # A random CartPole falls after some 22 steps.
+  scores = program.read(tmp_path / 'scores.jsonl')
+  lengths = [line['episode/length'] for line in scores]
+  assert 17 < sum(lengths) / len(lengths) < 28
+
+  more = ('--config.script=parallel', '--config.run.updates=40')
+  for args, updates in ((learns, 30), ((*learns, *more), 40)):
+    ended = program.run(tmp_path, CARTPOLE, *args)
+    assert ended.code == 0, ended.err
+    learned = program.state(tmp_path)
+    assert learned['update'] == updates
+    for count in ('step', 'policy_steps', 'owed'):
+      assert learned[count] == filled[count]
+    last = program.read(tmp_path / 'metrics.jsonl')[-1]
+    assert (last['step'], last['replay/steps']) == (1000, 1000)
+    # Each has a checkpoint of its own.
+    assert program.steps(tmp_path)[-1] == 1000 + updates // 10 - 2
+
+  ended = program.run(tmp_path, CARTPOLE, '--config.run.steps=1100')
+  assert ended.code == 0, ended.err
+  acted = program.state(tmp_path)
+  assert acted['step'] == program.steps(tmp_path)[-1] == 1100
+  assert abs(acted['update'] - 40 - 100 / 8) <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'args',
