@@ -61,7 +61,7 @@ class Session:
     self._learner = learner
     self._replay = replay
     self._view = writers.view
-    self.step = saved.get('step', 0)
+    self.step = self._logged = saved.get('step', 0)
     self.timer = Timer(saved.get('timer'))
     batch_steps = config.batch_size * config.batch_length
     self._logger = Logger(
@@ -203,7 +203,8 @@ class Session:
       count = self._owed if waits else min(self._owed, 1)
       self._learn(count, wait=waits)
     update = self._learning.update
-    if self._log(update, known.now):
+    # The end of the run is logged by `finish`.
+    if self.going and self._unlogged() and self._log(update, known.now):
       with self.timer.section('logging'):
         self._write_log()
     if self._report(update, known.now):
@@ -220,7 +221,9 @@ class Session:
     self._view.status(f'Saving step {self.step:,}.')
     self._store()
     self._hear()
-    self._write_log(self._saver.finish())
+    saves = self._saver.finish()
+    if self._unlogged():
+      self._write_log(saves)
     self._logger.summary(
       self.step, self._learning.update, logdir, done=not self.stopped
     )
@@ -266,9 +269,14 @@ class Session:
     with self.timer.section('publishing'):
       self._policy.params = self._learner.publish(self._policy.device)
 
+  def _unlogged(self) -> bool:
+    """Whether there is a step, or else an update, that no log is of."""
+    return self.step > self._logged or bool(self._updates)
+
   def _write_log(self, extra: dict[str, float] | None = None) -> None:
     stats = self._replay.stats()
     shards = self._pod.gather('replay', stats)
+    self._logged = self.step
     self._logger.write(
       self.step,
       self._learning.update,
