@@ -187,9 +187,10 @@ class Session:
       waits: Whether to make all updates that are due and to wait for them.
         Otherwise at most one is dispatched.
     """
-    known = self._agreement(
-      self._take_acted(), self._learning.ready, self._preemption.requested
-    )
+    with self.timer.section('agreeing'):
+      known = self._agreement(
+        self._take_acted(), self._learning.ready, self._preemption.requested
+      )
     self.step += known.steps
     self._stop |= known.stop
     self._ready |= known.ready
