@@ -8,7 +8,6 @@ from collections.abc import Mapping
 UNPRODUCTIVE = (
   'starting',
   'compiling',
-  'restoring',
   'saving',
   'reporting',
   'evaluating',
@@ -29,16 +28,24 @@ class Timer:
   seconds up to it). Unproductive sections belong to the main thread.
   """
 
-  def __init__(self, state: Mapping[str, float] | None = None) -> None:
-    """Args: state: what `state()` returned before a restart, if any."""
+  def __init__(self) -> None:
     self._lock = threading.Lock()
     self._sections: dict[str, list[float]] = {}
     self._totals: dict[str, float] = {}
     self._start = self._since = time.perf_counter()
     self._lost = 0.0
-    state = state or {}
+    self._earlier = 0.0
+    self._began = time.time()
+
+  def resume(self, state: Mapping[str, float]) -> None:
+    """Ends the start of the process: the time so far counts as 'starting'.
+
+    Args:
+      state: What `state()` returned before a restart, empty for a fresh run.
+    """
+    self.add('starting', time.perf_counter() - self._start)
     self._earlier = float(state.get('productive', 0.0))
-    self._began = float(state.get('began', time.time()))
+    self._began = float(state.get('began', self._began))
 
   def section(self, name: str) -> '_Section':
     """Returns a context manager whose duration counts under the name."""

@@ -54,6 +54,7 @@ class Session:
     replay: Replay,
     writers: Writers,
     profiler: Profiler,
+    timer: Timer,
     saved: dict[str, Any],
   ):
     self._config = config
@@ -62,7 +63,7 @@ class Session:
     self._replay = replay
     self._view = writers.view
     self.step = self._logged = saved.get('step', 0)
-    self.timer = Timer(saved.get('timer'))
+    self.timer = timer
     batch_steps = config.batch_size * config.batch_length
     self._logger = Logger(
       writers,

@@ -10,6 +10,7 @@ from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.metrics.profiler import Profiler
 from dreamer_tpu.metrics.terminal import View
+from dreamer_tpu.metrics.timer import Timer
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.run import build, logdirs
 from dreamer_tpu.run.evaluation import Evaluator
@@ -34,6 +35,7 @@ def session(
   Raises:
     UserError: The configuration, the environment or the logdir do not fit.
   """
+  timer = Timer()
   with contextlib.ExitStack() as stack:
     pod = stack.enter_context(Pod(config.distributed))
     outputs = () if pod.index else config.metrics.outputs
@@ -84,7 +86,10 @@ def session(
     profiler = stack.enter_context(
       contextlib.closing(Profiler(config.run.profile, logdir, view.status))
     )
-    run = Session(config, pod, env, learner, replay, writers, profiler, saved)
+    timer.resume(saved.get('timer', {}))
+    run = Session(
+      config, pod, env, learner, replay, writers, profiler, timer, saved
+    )
     run.attend(saver, preemption, evaluator, saved)
     yield run
     run.finish(str(logdir))
