@@ -1,7 +1,7 @@
 """The agent: pure functions from states and batches to new states."""
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,15 +11,13 @@ from flax import nnx
 
 from dreamer_tpu.agent import (
   imagination,
-  losses,
   normalizer,
   openloop,
   optimizer,
   spaces,
 )
-from dreamer_tpu.agent.distributions import Categorical, TwoHot
-from dreamer_tpu.agent.heads import ScalarHead
 from dreamer_tpu.agent.model import Model
+from dreamer_tpu.agent.objective import Objective, Outcome
 
 Tree = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -65,6 +63,7 @@ class Agent:
       name: nnx.split(getattr(model, name), nnx.Param)[0]
       for name in self.variables
     }
+    self._objective = Objective(config, self.act_space, self._model)
 
   def _make_model(self, key: jax.Array) -> Model:
     return Model(
@@ -175,23 +174,13 @@ class Agent:
       ...] (the fresh latents, and 'priority', its loss of the world model,
       float32 [B, T]), and scalar metrics.
     """
-    carry, obs, last_action = self._contextualize(carry, batch)
-
-    def loss_fn(params):
-      return self._loss(
-        params,
-        state['slow_value'],
-        state['retnorm'],
-        carry,
-        obs,
-        last_action,
-        key,
-      )
-
-    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'])
-    carry, latents, retnorm, metrics, _ = aux
-    new, opt_metrics = self._apply(state, grads, retnorm)
-    return new, carry, latents, {**metrics, **opt_metrics}
+    inputs = self._contextualize(carry, batch)
+    (_, aux), grads = jax.value_and_grad(
+      lambda params: self._loss(params, state, *inputs, key), has_aux=True
+    )(state['params'])
+    carry, latents, outcome = aux
+    new, metrics = self._apply(state, grads, outcome.retnorm)
+    return new, carry, latents, {**outcome.metrics, **metrics}
 
   def report(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
@@ -207,15 +196,8 @@ class Agent:
     """
     carry, obs, last_action = self._contextualize(carry, batch)
     loss_key, video_key = jax.random.split(key)
-
-    _, (new_carry, _, _, metrics, (_, _, imagined)) = self._loss(
-      state['params'],
-      state['slow_value'],
-      state['retnorm'],
-      carry,
-      obs,
-      last_action,
-      loss_key,
+    _, (new_carry, _, outcome) = self._loss(
+      state['params'], state, carry, obs, last_action, loss_key
     )
     videos = openloop.videos(
       self._model(state['params']),
@@ -224,8 +206,8 @@ class Agent:
       spaces.concat(self.act_space, last_action),
       video_key,
     )
-    values = {f'imagined/{k}': v.ravel() for k, v in imagined.items()}
-    return new_carry, metrics, {**videos, **values}
+    values = {f'imagined/{k}': v.ravel() for k, v in outcome.imagined.items()}
+    return new_carry, outcome.metrics, {**videos, **values}
 
   def gradient_norm(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array, term: Any
@@ -237,20 +219,12 @@ class Agent:
     Args:
       term: int32, which one of the sorted names of terms.
     """
-    carry, obs, last_action = self._contextualize(carry, batch)
+    inputs = self._contextualize(carry, batch)
     loss_key, _ = jax.random.split(key)
 
     def loss_fn(params):
-      _, aux = self._loss(
-        params,
-        state['slow_value'],
-        state['retnorm'],
-        carry,
-        obs,
-        last_action,
-        loss_key,
-      )
-      scaled = self._scale(aux[-1][0])
+      _, (_, _, outcome) = self._loss(params, state, *inputs, loss_key)
+      scaled = self._objective.scale(outcome.terms)
       return jnp.stack([scaled[k] for k in sorted(scaled)])[term]
 
     return optax.tree.norm(jax.grad(loss_fn)(state['params']))
@@ -293,124 +267,24 @@ class Agent:
     return sg({'deter': state['deter'], 'stoch': stoch, 'action': action})
 
   def _loss(
-    self,
-    params,
-    slow_value,
-    retnorm,
-    carry,
-    obs,
-    last_action,
-    key,
-  ) -> tuple[jax.Array, tuple]:
-    """The scaled sum of all terms, and what goes along with it."""
-    model = self._model(params)
-    keys = imagination.split(key)
-    start, _ = self._unpack(carry)
-    states, terms, metrics = self._world_model(
-      model, start, obs, last_action, keys[0]
-    )
-    actor_terms, imagined, critics, retnorm, actor_metrics = self._actor_critic(
-      params, slow_value, retnorm, states, keys[1]
-    )
-    scaled = [self._weight(k) * v for k, v in terms.items()]
-    priority = sg(sum(scaled).astype(jnp.float32))
-    terms |= actor_terms
-    shape = obs['is_first'].shape
-    value = critics[0].reshape(*shape, -1)
-    # Weights learn from the product with all features, imagined and replayed;
-    # a second one with the latter would be a second gradient to sum up over
-    # devices. It has no gradient for the features: a frozen critic has it.
-    frozen = self._model({'value': sg(params['value'])}).value
-    logits = frozen(model.rssm.feat(states)).logits + (value - sg(value))
-    terms['repval'] = losses.replay_value(
-      obs['is_last'],
-      obs['is_terminal'],
-      obs['reward'],
-      imagined['return'][0].reshape(shape),
-      TwoHot(logits=logits),
-      critics[1].reshape(shape),
-      self.config,
-    )
-    loss: Any = sum(self._scale(terms).values())
-    action = {k: obs[k] for k in self.act_space}
-    latents = self._pack(states, {})
-    carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
-    latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
-    latents['priority'] = priority
-    metrics |= actor_metrics
-    metrics |= {f'loss/{k}': v.mean() for k, v in terms.items()}
-    metrics['loss/total'] = loss
-    extra = (terms, states, imagined)
-    return loss, (carry, latents, retnorm, metrics, extra)
-
-  def _scale(self, terms: Tree) -> Tree:
-    """The scaled mean of each term."""
-    return {k: self._weight(k) * v.mean() for k, v in terms.items()}
-
-  def _weight(self, term: str) -> float:
-    return getattr(self.config.loss_scales, term.partition('/')[0])
-
-  def _world_model(self, model, start, obs, last_action, key):
-    """Posterior states of a batch and the losses of the world model."""
-    # What images become on their way is large and quick to compute again.
-    again = jax.checkpoint if self.config.remat else lambda fn: fn
-    tokens = again(lambda: model.encoder(obs))()
-    action = spaces.concat(self.act_space, last_action)
-    _, states = model.rssm.observe(start, tokens, action, obs['is_first'], key)
-    terms, metrics = losses.dynamics(
-      Categorical.from_logp(states['logp']),
-      model.rssm.prior_of(states['deter']),
-      self.config.rssm.free_nats,
-    )
-    feat = model.rssm.feat(states)
-    stoch = feat[..., model.rssm.deter :]
-    decoded = again(
-      lambda *state: model.decoder.loss(model.decoder(*state), obs)
-    )(states['deter'], stoch)
-    terms |= {f'decoder/{k}': v for k, v in decoded.items()}
-    terms['reward'] = model.reward(feat).loss(obs['reward'])
-    alive = 1 - obs['is_terminal'].astype(jnp.float32)
-    terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
-    return states, terms, metrics
-
-  def _actor_critic(self, params, slow_value, retnorm, states, key):
-    """Losses of actor and critic in imagination from every replayed state."""
-    model = self._model(params)
-    start = {
-      k: sg(states[k].reshape(-1, *states[k].shape[2:]))
-      for k in ('deter', 'stoch')
-    }
-    frozen = self._model(sg(params))
-    feats, actions, last = imagination.rollout(
-      frozen.rssm,
-      frozen.policy,
-      self.act_space,
-      start,
-      self.config.imag_length,
+    self, params, state, carry, obs, last_action, key
+  ) -> tuple[jax.Array, tuple[Tree, Tree, Outcome]]:
+    """The loss; new carry, fresh latents, and what else goes along with it."""
+    loss, outcome = self._objective(
+      params,
+      state['slow_value'],
+      state['retnorm'],
+      self._unpack(carry)[0],
+      obs,
+      last_action,
       key,
     )
-    policy, value = model.policy(feats), model.value(feats)
-    slow = self._slow(slow_value)
-    slow_mean = extend(lambda x: slow(x).mean(), feats, last)
-    if key is None:  # rounding aside, a mode has no gradient of its mean
-      actions = policy.sample(None)
-    terms, returns, retnorm, metrics = losses.imagination(
-      actions,
-      extend(lambda x: frozen.reward(x).mean(), feats, last),
-      extend(lambda x: frozen.cont(x).prob(), feats, last),
-      policy,
-      value,
-      jnp.concatenate([value.mean(), frozen.value(last).mean()[None]]),
-      slow_mean,
-      retnorm,
-      self.config,
-    )
-    imagined = {**actions, 'return': returns}
-    critics = (value.logits[0], slow_mean[0])
-    return terms, imagined, critics, retnorm, metrics
-
-  def _slow(self, slow_value: Tree) -> ScalarHead:
-    return nnx.merge(self._graphs['value'], slow_value)
+    action = {k: obs[k] for k in self.act_space}
+    latents = self._pack(outcome.states, {})
+    carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
+    latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
+    latents['priority'] = outcome.priority
+    return loss, (carry, latents, outcome)
 
   def _apply(
     self, state: Tree, grads: Tree, retnorm: Tree
@@ -451,8 +325,3 @@ def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
-
-
-def extend(fn: Callable, xs: Any, x: Any) -> jax.Array:
-  """`fn` of H steps and of one more: [H, N, ...] and [N, ...] -> [H + 1, N]."""
-  return jnp.concatenate([fn(xs), fn(x)[None]])

@@ -28,10 +28,9 @@ def test_bfloat16_losses_are_near_those_of_float32(name):
     )
 
     def run(state, carry, batch, agent=agent):
-      start, obs, last_action = agent._contextualize(carry, batch)
-      networks = (state['params'], state['slow_value'], state['retnorm'])
-      _, aux = agent._loss(*networks, start, obs, last_action, None)
-      return aux[3]
+      inputs = agent._contextualize(carry, batch)
+      _, aux = agent._loss(state['params'], state, *inputs, None)
+      return aux[2].metrics
 
     metrics = jax.jit(run)(numbers.state(), numbers.carry(), numbers.batch())
     losses[dtype] = {k: float(v) for k, v in metrics.items() if 'loss/' in k}
@@ -137,8 +136,7 @@ def test_rematerialization_keeps_less_and_changes_nothing():
     start = agent._contextualize(agent.initial_carry(small.ROWS), batch)
 
     def loss(params, agent=agent, state=state, start=start):
-      networks = (params, state['slow_value'], state['retnorm'])
-      return agent._loss(*networks, *start, jax.random.key(1))[0]
+      return agent._loss(params, state, *start, jax.random.key(1))[0]
 
     backward = jax.eval_shape(lambda x: jax.vjp(loss, x)[1], state['params'])
     kept.append(sum(x.size for x in jax.tree.leaves(backward)))

@@ -28,22 +28,14 @@ def first(numbers):
   carry, batch = numbers.carry(), numbers.batch()
 
   def loss_fn(params):
-    start, obs, last_action = agent._contextualize(carry, batch)
-    return agent._loss(
-      params,
-      state['slow_value'],
-      state['retnorm'],
-      start,
-      obs,
-      last_action,
-      None,
-    )
+    inputs = agent._contextualize(carry, batch)
+    return agent._loss(params, state, *inputs, None)
 
   (loss, aux), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
     state['params']
   )
-  terms, states, _ = aux[-1]
-  return loss, terms, states, traverse_util.flatten_dict(grads, sep='/')
+  grads = traverse_util.flatten_dict(grads, sep='/')
+  return loss, aux[2].terms, aux[2].states, grads
 
 
 @pytest.fixture(scope='module')
