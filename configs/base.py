@@ -25,7 +25,7 @@ def base() -> ml_collections.ConfigDict:
       run=_run(),
       replay=_replay(),
       agent=_agent(),
-      policy=dict(device='shared', mode='sample', eval_mode='mode'),
+      policy=_policy(),
       distributed=_distributed(),
       mesh=dict(data=-1, fsdp=1, model=1),
       sharding=dict(rules=_rules()),
@@ -71,6 +71,15 @@ def _checkpoint() -> dict[str, Any]:
   for each other in a save.
   """
   return dict(keep=2, keep_every=0, keep_best=1, timeout=600.0)
+
+
+def _policy() -> dict[str, Any]:
+  """How it acts, and after how many updates it gets the new weights.
+
+  device: 'shared' with the learner, 'reserved' or 'cpu'. mode, eval_mode:
+  'sample' or 'mode' of the policy, or 'random' actions.
+  """
+  return dict(device='shared', mode='sample', eval_mode='mode', publish_every=1)
 
 
 def _distributed() -> dict[str, Any]:

@@ -19,10 +19,11 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.agreement import Agreement
 from dreamer_tpu.learner.clock import Every
 from dreamer_tpu.learner.learner import Learner
+from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.metrics.profiler import Profiler
 from dreamer_tpu.metrics.timer import Timer
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.replay import Ratio, Replay
+from dreamer_tpu.replay import Ratio, Replay, Stream
 from dreamer_tpu.run import build
 from dreamer_tpu.run.evaluation import Evaluator
 from dreamer_tpu.run.learning import Learning, Reporter
@@ -59,7 +60,6 @@ class Session:
   ):
     self._config = config
     self._pod = pod
-    self._learner = learner
     self._replay = replay
     self._view = writers.view
     self.step = self._logged = saved.get('step', 0)
@@ -90,6 +90,9 @@ class Session:
       env.num_envs,
       stream=build.ACTING,
       mode=config.policy.mode,
+    )
+    self._publisher = Publisher(
+      learner, self._policy, config.policy.publish_every
     )
     self._actor = Actor(env, self._policy, replay.add)
     self._envs = env.num_envs
@@ -143,8 +146,9 @@ class Session:
     self._save = Every(run.save_every, update=update)
     self._reported = False
     self._score: float | None = None
-    if LOCAL in saved:
-      self._load_local(saved[LOCAL])
+    for name, state in saved.get(LOCAL, {}).items():
+      if name in self._streams() and state:
+        self._streams()[name].load(state)
 
   @property
   def going(self) -> bool:
@@ -267,9 +271,9 @@ class Session:
     with self._moved:
       self._moved.notify_all()
 
-  def _publish(self) -> None:
+  def _publish(self, *, now: bool = False) -> None:
     with self.timer.section('publishing'):
-      self._policy.params = self._learner.publish(self._policy.device)
+      self._publisher(self._learning.update, now=now)
 
   def _unlogged(self) -> bool:
     """Whether there is a step, or else an update, that no log is of."""
@@ -284,7 +288,10 @@ class Session:
       self._learning.update,
       stats | {k: sum(shard[k] for shard in shards) for k in _SUMMED},
       self._episodes,
-      self._saver.poll() if extra is None else extra,
+      {
+        **(self._saver.poll() if extra is None else extra),
+        'policy/staleness': self._publisher.staleness(self._learning.update),
+      },
     )
 
   def _make_report(self) -> None:
@@ -297,6 +304,7 @@ class Session:
       metrics = self._reporter(update)
       report = {_place(k, v): v for k, v in metrics.items()}
     if self._evaluator:
+      self._publish(now=True)
       self._view.status(f'Evaluating {self._config.run.eval_eps} episodes.')
       with self.timer.section('evaluating'):
         report |= self._evaluator(self._policy.params, update, self._agreement)
@@ -312,23 +320,15 @@ class Session:
       self.step += self._agreement.settle(self._take_acted())
       if self._ready and not self._updates:
         self._owed += self._ratio(self.step)
-      self._saver.save(
-        self.step, self._state(), self._local_state(), self._score
-      )
+      streams = {k: v.state() for k, v in self._streams().items()}
+      self._saver.save(self.step, self._state(), streams, self._score)
 
-  def _local_state(self) -> dict[str, Any]:
-    """What each host saves for itself, to draw the same batches again."""
-    return {
-      'stream': self._learning.stream.state(),
-      'report': self._reporter.stream.state(),
-      'eval': self._evaluator and self._evaluator.reporter.stream.state(),
-    }
-
-  def _load_local(self, saved: dict[str, Any]) -> None:
-    self._learning.stream.load(saved['stream'])
-    self._reporter.stream.load(saved['report'])
-    if self._evaluator and saved['eval']:
-      self._evaluator.reporter.stream.load(saved['eval'])
+  def _streams(self) -> dict[str, Stream]:
+    """What each host draws batches from, for itself."""
+    streams = {'stream': self._learning.stream, 'report': self._reporter.stream}
+    if self._evaluator:
+      streams['eval'] = self._evaluator.reporter.stream
+    return streams
 
   def _state(self) -> dict[str, Any]:
     """JSON values from which a run goes on."""

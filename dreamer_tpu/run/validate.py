@@ -54,6 +54,7 @@ MINIMUM: dict[str, float] = {
   'replay.prio.exponent': 0,
   'replay.prio.initial': 0,
   'replay.recexp': 0,
+  'policy.publish_every': 1,
   'agent.rssm.deter': 1,
   'agent.rssm.hidden': 1,
   'agent.rssm.stoch': 1,

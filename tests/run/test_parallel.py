@@ -61,3 +61,25 @@ def test_acting_elsewhere(tmp_path, device):
   )
   assert ended.code == 0, ended.err
   assert program.state(tmp_path)['update'] > 5
+
+
+def test_weights_are_published_every_so_many_updates(tmp_path):
+  ended = program.run(
+    tmp_path,
+    *PARALLEL,
+    '--config.script=train',
+    '--config.policy.publish_every=3',
+    '--config.run.steps=200',
+    '--config.run.log_every=-1',
+  )
+  assert ended.code == 0, ended.err
+  metrics = program.read(tmp_path / 'metrics.jsonl')
+  behind = [
+    (x['update'], x['policy/staleness'])
+    for x in metrics
+    if 'policy/staleness' in x
+  ]
+  assert len(behind) > 10
+  assert {stale for _, stale in behind} == {0, 1, 2}
+  # In this run one update follows another, so that every third publishes.
+  assert all(stale == update % 3 for update, stale in behind)
