@@ -119,14 +119,18 @@ def max_of_cells(x: jax.Array) -> jax.Array:
 def _max_forward(x):
   y = max_of_cells(x)
   bits = sum((x[..., i, :] == y).astype(jnp.uint8) << i for i in range(4))
-  return y, bits
+  # Without this, XLA keeps `x` and compares in the backward pass.
+  return jax.lax.optimization_barrier((y, bits))
 
 
 def _max_backward(bits, cotangent):
   """Equal maxima share the cotangent."""
-  chosen = [(bits >> i & 1).astype(cotangent.dtype) for i in range(4)]
-  share = cotangent / jnp.maximum(1, sum(chosen))
-  return (jnp.stack([share * x for x in chosen], 3),)
+  count = sum((bits >> i & 1).astype(cotangent.dtype) for i in range(4))
+  share = cotangent / jnp.maximum(1, count)
+  position = jnp.arange(4, dtype=jnp.uint8)[:, None]
+  chosen = bits[..., None, :] >> position & 1
+  grad = share[..., None, :] * chosen.astype(share.dtype)
+  return (jax.lax.optimization_barrier(grad),)
 
 
 max_of_cells.defvjp(_max_forward, _max_backward)

@@ -129,11 +129,20 @@ class Decoder(nnx.Module):
     b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
     x = self.norm(a + b)
     for i in reversed(range(self.stages)):
-      x = getattr(self, f'conv{i}').of_upsampled(x)
-      x = convolutions.to_pixels(getattr(self, f'norm{i}')(x))
+      x = self._stage(i, x)
     x = self.image_out.of_upsampled(x).astype(jnp.float32)
     x = convolutions.to_pixels(jax.nn.sigmoid(x))
     return x.reshape(*batch, *x.shape[1:])
+
+  def _stage(self, i: int, x: jax.Array) -> jax.Array:
+    """[N, h, w, c] -> [N, 2 h, 2 w, depth of stage `i`]."""
+    x = getattr(self, f'conv{i}').of_upsampled(x)
+    norm = getattr(self, f'norm{i}')
+    if self.dtype == jnp.float32:  # on CPU, one pass writes the pixels
+      return convolutions.to_pixels(norm(x))
+    # Else XLA for TPUs would keep float32 copies, and what the norm multiplies
+    # by spread over all channels: 1.9 times the memory of the whole decoder.
+    return norm(jax.lax.optimization_barrier(convolutions.to_pixels(x)))
 
   def loss(
     self, heads: Mapping[str, Any], obs: Mapping[str, jax.Array]
