@@ -7,6 +7,8 @@ image. And an image with few channels is convolved faster when its 2x2 cells
 are channels. The positions are an axis of four until something needs pixels.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,12 +115,19 @@ def max_of_cells(x: jax.Array) -> jax.Array:
 
   Its gradient keeps a bit for each of the four, and nothing else.
   """
-  return x.max(3)
+  first, *others = _parts(x)
+  return functools.reduce(jnp.maximum, others, first)
+
+
+def _parts(x):
+  """The four pixels of cells, cut as the convolution leaves them."""
+  return jnp.split(x.reshape(*x.shape[:3], -1), 4, -1)
 
 
 def _max_forward(x):
   y = max_of_cells(x)
-  bits = sum((x[..., i, :] == y).astype(jnp.uint8) << i for i in range(4))
+  equal = [(part == y).astype(jnp.uint8) for part in _parts(x)]
+  bits = sum(x << i for i, x in enumerate(equal))
   # Without this, XLA keeps `x` and compares in the backward pass.
   return jax.lax.optimization_barrier((y, bits))
 
