@@ -12,6 +12,7 @@ from dreamer_tpu.agent import (
   distributions,
   encoder,
   layers,
+  placement,
   spaces,
 )
 
@@ -127,6 +128,7 @@ class Decoder(nnx.Module):
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
+    a, b = (placement.constrain(y, 'images', None, None, None) for y in (a, b))
     x = self.norm(a + b)
     for i in reversed(range(self.stages)):
       x = self._stage(i, x)

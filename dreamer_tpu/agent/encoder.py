@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamer_tpu import errors
-from dreamer_tpu.agent import convolutions, distributions, layers, spaces
+from dreamer_tpu.agent import (
+  convolutions,
+  distributions,
+  layers,
+  placement,
+  spaces,
+)
 
 
 def grid(space_dict: Mapping[str, spaces.Space], stages: int) -> tuple:
@@ -88,7 +94,9 @@ class Encoder(nnx.Module):
   def _convolve(self, images: list[jax.Array]) -> jax.Array:
     pixels = jnp.concatenate(images, -1)
     batch = pixels.shape[:2]
-    x = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype) / 255 - 0.5
+    pixels = pixels.reshape(-1, *pixels.shape[2:])
+    pixels = placement.constrain(pixels, 'images', None, None, None)
+    x = pixels.astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
       x = self._stage(i, x)
     return x.reshape(*batch, -1)

@@ -35,8 +35,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
   Args:
     x: Any array.
-    axes: 'rows' of the batch, names of parameters' axes, None for what stays
-      whole, or 'any' for what may be as it is.
+    axes: 'rows' of the batch, 'images' for rows that devices which share a
+      model share out among them too, names of parameters' axes, None for what
+      stays whole, or 'any' for what may be as it is.
   """
   place = _place.get()
   return x if place is None else place(x, axes)

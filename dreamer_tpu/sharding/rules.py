@@ -95,8 +95,9 @@ def state(
 def placing(mesh: Mesh, rules: Mapping[str, str | None]) -> placement.Place:
   """How activations lie on the mesh, for `placement.using`.
 
-  'rows' are those of the batch, 'any' is left open, the other names are as of
-  parameters. Without a model axis they say nothing that the batch does not.
+  'rows' are those of the batch, 'images' are also split over `model` where
+  they divide, 'any' is left open, the other names are as of parameters.
+  Without a model axis they say nothing that the batch does not.
 
   Args:
     mesh: The device mesh.
@@ -108,7 +109,11 @@ def placing(mesh: Mesh, rules: Mapping[str, str | None]) -> placement.Place:
       return jax.lax.with_sharding_constraint(x, replicated(mesh))
     if mesh.shape['model'] == 1:
       return x
-    special = {'rows': BATCH, 'any': PartitionSpec.UNCONSTRAINED}
+    special = {
+      'rows': BATCH,
+      'images': BATCH if len(x) % mesh.size else (*BATCH, 'model'),
+      'any': PartitionSpec.UNCONSTRAINED,
+    }
     spec = [
       special.get(name or '') or _fitting(mesh, rules, name, size)
       for name, size in zip(axes, x.shape, strict=True)
