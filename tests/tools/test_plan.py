@@ -221,6 +221,18 @@ def test_too_large_for_the_chip():
   assert 'does not fit by' in done.stdout
 
 
+@pytest.mark.slow
+def test_memory_of_a_model_with_images(monkeypatch):
+  """Of 1,024 images of 96 x 96, no more is kept than gradients need."""
+  # Five times as quick to compile, and good enough for memory.
+  monkeypatch.setenv('JAX_EXEC_TIME_OPTIMIZATION_EFFORT', '-1.0')
+  done = command(
+    '--config=configs/atari.py:size12m', '--topology=v5e:1x1', '--json'
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert json.loads(done.stdout)['peak'] < 2 * 2**30
+
+
 def _leaves(variables):
   import jax
 
