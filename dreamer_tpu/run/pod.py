@@ -197,9 +197,10 @@ class Pod:
         if now > deadline:
           self._fail(f'{what} did not come back in time')
       for host, peer in self._peers.items():
+        # Also to who is about to leave: it waits until process 0 does.
+        peer.send({'kind': 'beat'})
         if host in self._gone:
           continue
-        peer.send({'kind': 'beat'})
         if now - peer.heard > self._silence:
           self._end(host, f'nothing was heard of it for {self._silence:g} s')
 

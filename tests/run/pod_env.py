@@ -2,7 +2,7 @@
 
 Once the file POD_FAULT exists, the host POD_VICTIM does what it says: 'raise'
 or 'hang'. POD_SLOW are seconds that each step takes on the victim, POD_CLOCK
-seconds by which its wall clock is wrong.
+seconds by which its wall clock is wrong, POD_CLOSE those that closing takes.
 """
 
 import os
@@ -26,6 +26,7 @@ class Game(gymnasium.Env):
       time.time = lambda: right() + ahead
     self._fault = pathlib.Path(os.environ.get('POD_FAULT', '/nowhere'))
     self._slow = float(os.environ.get('POD_SLOW', 0)) if victim else 0.0
+    self._close = float(os.environ.get('POD_CLOSE', 0)) if victim else 0.0
     self._victim = victim
     self._step = 0
 
@@ -42,6 +43,9 @@ class Game(gymnasium.Env):
       time.sleep(10_000)
     self._step += 1
     return self._observe(), float(action), self._step == 20, False, {}
+
+  def close(self):
+    time.sleep(self._close)
 
   def _observe(self):
     return self.np_random.uniform(-1, 1, 2).astype(np.float32)

@@ -28,6 +28,20 @@ def trains(logdir):
   return lambda: path.exists() and 'train/loss/total' in path.read_text()
 
 
+def test_a_host_that_takes_its_time_to_end(tmp_path):
+  ended = pods.run(
+    tmp_path,
+    2,
+    1,
+    *GAME,
+    '--config.run.steps=20',
+    '--config.distributed.silence=8',
+    POD_VICTIM='0',
+    POD_CLOSE='8',  # of each of two environments
+  )
+  assert [each.code for each in ended] == [0, 0], ended
+
+
 def test_two_hosts_train_and_one_goes_on(tmp_path):
   args = (
     *GAME,
