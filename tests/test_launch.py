@@ -33,7 +33,8 @@ case "$3 $4" in
     [ ! -e "$CLOUD/state" ] || exit 1
     mkdir -p "$CLOUD/0" "$CLOUD/1"
     echo ACTIVE >"$CLOUD/state" ;;
-  'queued-resources delete') rm -rf "$CLOUD/state" "$CLOUD/0" "$CLOUD/1" ;;
+  'queued-resources delete')  # What runs there may still write its last.
+    until rm -rf "$CLOUD/state" "$CLOUD/0" "$CLOUD/1"; do sleep 0.1; done ;;
   'tpu-vm scp')
     for i in $workers; do cp "$5" "$CLOUD/$i/${6#*:}" || exit 1; done ;;
   'tpu-vm ssh')

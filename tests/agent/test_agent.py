@@ -21,6 +21,10 @@ def fast_compilation():
 @pytest.mark.parametrize('name', list(golden.OBS))
 def test_bfloat16_losses_are_near_those_of_float32(name):
   numbers = golden.Golden(name)
+  batch = numbers.batch()
+  if 'image' in batch:
+    # As they are, two classes of a posterior are within rounding of each other.
+    batch['image'] = np.rot90(batch['image'], axes=(2, 3))
   losses = {}
   for dtype in (jnp.float32, jnp.bfloat16):
     agent = Agent(
@@ -32,7 +36,7 @@ def test_bfloat16_losses_are_near_those_of_float32(name):
       _, aux = agent._loss(state['params'], state, *inputs, None)
       return aux[2].metrics
 
-    metrics = jax.jit(run)(numbers.state(), numbers.carry(), numbers.batch())
+    metrics = jax.jit(run)(numbers.state(), numbers.carry(), batch)
     losses[dtype] = {k: float(v) for k, v in metrics.items() if 'loss/' in k}
   exact = losses[jnp.float32]
   for term, value in losses[jnp.bfloat16].items():
