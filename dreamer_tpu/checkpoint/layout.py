@@ -7,6 +7,7 @@ for its agent alone has `replay/released` instead. `STEP.damaged` is a step
 that could not be read and was put aside.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -126,11 +127,13 @@ def read_manifests(folder: epath.Path) -> dict[str, Any]:
 
 def size(folder: epath.Path) -> int:
   """Bytes in all files below a folder."""
-  return sum(
-    (root / name).stat().length
-    for root, _, names in folder.walk()
-    for name in names
-  )
+  total = 0
+  for root, _, names in folder.walk():
+    for name in names:
+      # Another host may just be renaming it, or removing the folder.
+      with contextlib.suppress(FileNotFoundError):
+        total += (root / name).stat().length
+  return total
 
 
 def read_shapes(folder: epath.Path, item: str = AGENT) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamer_tpu.checkpoint import layout
@@ -218,3 +219,23 @@ def test_state_that_is_not_json_is_refused_at_once(tmp_path):
       checkpointer.save(1, make_agent(), {'a': np.zeros(2)})
     checkpointer.save(1, make_agent(), {'a': 0})
     assert not checkpointer.wait()[0].error
+
+
+def test_size_of_a_step_in_which_another_host_renames_files(tmp_path):
+  (tmp_path / 'array').write_bytes(bytes(1000))
+  ended = threading.Event()
+
+  def rename():
+    while not ended.is_set():
+      (tmp_path / 'tmp-sums').write_bytes(bytes(10))
+      (tmp_path / 'tmp-sums').rename(tmp_path / 'sums')
+
+  thread = threading.Thread(target=rename)
+  thread.start()
+  try:
+    sizes = {layout.size(epath.Path(tmp_path)) for _ in range(2000)}
+  finally:
+    ended.set()
+    thread.join()
+  assert min(sizes) >= 1000
+  assert layout.size(epath.Path(tmp_path)) == 1010
