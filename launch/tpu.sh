@@ -104,10 +104,15 @@ train() {
     fail '--logdir=gs://BUCKET/RUN is needed, which all workers can see'
   while true; do
     acquire
-    install
-    echo "tpu: starting on all workers of $name"
     shown=0 code=''
-    start "$@"
+    # After a broken connection, or in another terminal, it may still be going.
+    if on 0 'kill -0 "$(cat dreamer_tpu/.pid)"' 2>/dev/null; then
+      echo "tpu: $name is training already; showing that run"
+    else
+      install
+      echo "tpu: starting on all workers of $name"
+      start "$@"
+    fi
     follow
     case $code in
       0) return 0 ;;
