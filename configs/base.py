@@ -186,7 +186,11 @@ def _rules() -> dict[str, str]:
   An axis that does not divide, or is used already, stays whole.
   """
   return dict(
-    blocks='model', block_units='model', units='model', features='fsdp'
+    blocks='model',
+    block_units='model',
+    units='model',
+    stoch='model',
+    features='fsdp',
   )
 
 

@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
     """
     heads: dict[str, Any] = {}
     if self.vectors:
-      x = self.mlp(jnp.concatenate([stoch, deter], -1))
+      x = self.mlp.of_state(stoch, deter)
       for key, space in self.vectors.items():
         out = getattr(self, f'out_{name(key)}')(x).astype(jnp.float32)
         if space.classes:
@@ -127,7 +127,7 @@ class Decoder(nnx.Module):
     a = self.deter_in.by_block(layers.to_blocks(deter, self.blocks))
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
-    b = self.stoch_out(self.stoch_in(stoch)).reshape(a.shape)
+    b = self.stoch_out(self.stoch_in.of_state(stoch)).reshape(a.shape)
     a, b = (placement.constrain(y, 'images', None, None, None) for y in (a, b))
     x = self.norm(a + b)
     for i in reversed(range(self.stages)):

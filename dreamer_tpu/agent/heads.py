@@ -16,6 +16,8 @@ from dreamer_tpu.agent.distributions import (
 )
 
 AXES = ('features', 'outputs')
+# [..., D] and [..., S * C], as `RSSM.feat` has them.
+Feat = tuple[jax.Array, jax.Array]
 
 
 class ScalarHead(nnx.Module):
@@ -30,9 +32,9 @@ class ScalarHead(nnx.Module):
       config.units, config.bins, outscale=config.outscale, axes=AXES, **kw
     )
 
-  def __call__(self, feat: jax.Array) -> TwoHot:
-    """[..., feat] -> distribution of a scalar [...]."""
-    return TwoHot(logits=self.out(self.mlp(feat)))
+  def __call__(self, feat: Feat) -> TwoHot:
+    """Distribution of a scalar [...]."""
+    return TwoHot(logits=self.out(self.mlp.of_state(*feat)))
 
 
 class BinaryHead(nnx.Module):
@@ -47,9 +49,10 @@ class BinaryHead(nnx.Module):
       config.units, 1, outscale=config.outscale, axes=AXES, **kw
     )
 
-  def __call__(self, feat: jax.Array) -> Bernoulli:
-    """[..., feat] -> distribution of a binary [...]."""
-    return Bernoulli(logit=self.out(self.mlp(feat))[..., 0].astype(jnp.float32))
+  def __call__(self, feat: Feat) -> Bernoulli:
+    """Distribution of a binary [...]."""
+    logit = self.out(self.mlp.of_state(*feat))[..., 0]
+    return Bernoulli(logit=logit.astype(jnp.float32))
 
 
 class PolicyHead(nnx.Module):
@@ -75,9 +78,9 @@ class PolicyHead(nnx.Module):
         out = layers.Linear(config.units, space.size, **kw)
         setattr(self, f'{decoder.name(key)}_{part}', out)
 
-  def __call__(self, feat: jax.Array) -> 'Policy':
-    """[..., feat] -> distributions of the action at each feature."""
-    x = self.mlp(feat)
+  def __call__(self, feat: Feat) -> 'Policy':
+    """Distributions of the action [...] per key."""
+    x = self.mlp.of_state(*feat)
     dists: dict[str, Categorical | BoundedNormal] = {}
     for key, space in self.spaces.items():
       prefix = decoder.name(key)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from dreamer_tpu.agent import spaces
-from dreamer_tpu.agent.heads import PolicyHead
+from dreamer_tpu.agent.heads import Feat, PolicyHead
 from dreamer_tpu.agent.rssm import RSSM
 
 Tree = dict[str, Any]
@@ -19,7 +19,7 @@ def rollout(
   start: Tree,
   horizon: int,
   key: jax.Array | None,
-) -> tuple[jax.Array, Tree, jax.Array]:
+) -> tuple[Feat, Tree, Feat]:
   """Imagines H steps; nothing carries gradients.
 
   Args:
@@ -31,8 +31,8 @@ def rollout(
     key: PRNG key, or None to take modes.
 
   Returns:
-    Features and actions of H steps, time first: [H, N, F], and [H, N, ...]
-    per action key. The feature that follows, [N, F].
+    Features and actions of H steps, time first: [H, N, D] and [H, N, S C], and
+    [H, N, ...] per action key. The feature that follows, [N, D] and [N, S C].
   """
   imagine = rssm.imagine()
 

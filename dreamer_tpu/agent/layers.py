@@ -6,12 +6,15 @@ derive where it lives.
 """
 
 import functools
+import itertools
 import math
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from dreamer_tpu.agent import placement
 
 Axes = tuple[str | None, ...]
 
@@ -103,6 +106,25 @@ class Linear(nnx.Module):
     kernel = self.kernel[...].astype(self.dtype)
     return x.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
 
+  def of_state(self, *parts: jax.Array) -> jax.Array:
+    """The same of parts of the model's state, side by side.
+
+    Devices that share a model hold a piece of every part. Each multiplies it
+    by its rows of the kernel, and results are summed up: that is less to send
+    and to hold than whole inputs are.
+    """
+    kernel = self.kernel[...].astype(self.dtype)
+    ends = [*itertools.accumulate(x.shape[-1] for x in parts)]
+    kernels = [
+      placement.by_inputs(k, 'units') for k in jnp.split(kernel, ends[:-1])
+    ]
+    products = [
+      x.astype(self.dtype) @ k for x, k in zip(parts, kernels, strict=True)
+    ]
+    x = functools.reduce(jnp.add, products)
+    x = placement.constrain(x, *['any'] * (x.ndim - 1), 'units')
+    return x + self.bias[...].astype(self.dtype)
+
 
 class BlockLinear(nnx.Module):
   """Block-diagonal linear layer: [..., inputs] -> [N, outputs].
@@ -180,6 +202,10 @@ class Layer(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.norm(self.linear(x))
 
+  def of_state(self, *parts: jax.Array) -> jax.Array:
+    """See `Linear.of_state`."""
+    return self.norm(self.linear.of_state(*parts))
+
 
 class MLP(nnx.Module):
   """`layers` layers of `units`: [..., inputs] -> [..., units]."""
@@ -200,6 +226,10 @@ class MLP(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.rest(x, 0)
+
+  def of_state(self, *parts: jax.Array) -> jax.Array:
+    """See `Linear.of_state`."""
+    return self.rest(self.layer(0).of_state(*parts), 1)
 
   def rest(self, x: jax.Array, start: int) -> jax.Array:
     """All layers from number `start` on."""

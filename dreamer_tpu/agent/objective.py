@@ -135,10 +135,9 @@ class Objective:
       self.config.rssm.free_nats,
     )
     feat = model.rssm.feat(states)
-    stoch = feat[..., model.rssm.deter :]
     decoded = again(
-      lambda *state: model.decoder.loss(model.decoder(*state), obs)
-    )(states['deter'], stoch)
+      lambda *feat: model.decoder.loss(model.decoder(*feat), obs)
+    )(*feat)
     terms |= {f'decoder/{k}': v for k, v in decoded.items()}
     terms['reward'] = model.reward(feat).loss(obs['reward'])
     alive = 1 - obs['is_terminal'].astype(jnp.float32)
@@ -183,5 +182,5 @@ class Objective:
 
 
 def extend(fn: Callable, xs: Any, x: Any) -> jax.Array:
-  """`fn` of H steps and of one more: [H, N, ...] and [N, ...] -> [H + 1, N]."""
+  """`fn` of H steps and of one more, [H + 1, N]."""
   return jnp.concatenate([fn(xs), fn(x)[None]])

@@ -49,6 +49,10 @@ def whole(x: jax.Array) -> jax.Array:
   return x if place is None else place(x, None)
 
 
-def whole_features(x: jax.Array) -> jax.Array:
-  """The same array with a whole last axis, for products by outputs."""
-  return constrain(x, *['any'] * (x.ndim - 1), None)
+def by_inputs(kernel: jax.Array, axis: str) -> jax.Array:
+  """A kernel [inputs, units] split by inputs, named `axis`, not by units.
+
+  Said in two steps so that it moves, as does its gradient, in its own dtype;
+  XLA would take the float32 parameter and its moments there and back.
+  """
+  return constrain(constrain(kernel, None, 'units'), axis, None)

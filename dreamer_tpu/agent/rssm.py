@@ -159,13 +159,16 @@ class RSSM(nnx.Module):
 
   def prior_of(self, deter: jax.Array) -> Categorical:
     """The prior over `stoch`, [..., S, C], given `deter` [..., D] (Eq. 3)."""
-    deter = placement.whole_features(deter)
-    return self._categorical(self.prior_logits(self.prior(deter)))
+    return self._categorical(self.prior_logits(self.prior.of_state(deter)))
 
-  def feat(self, state: State) -> jax.Array:
-    """[..., D + S * C]: what all heads see."""
-    parts = state['deter'], flatten(state['stoch'])
-    return jnp.concatenate([placement.whole_features(x) for x in parts], -1)
+  def feat(self, state: State) -> tuple[jax.Array, jax.Array]:
+    """[..., D] and [..., S * C]: what all heads see."""
+    deter, stoch = state['deter'], flatten(state['stoch'])
+    rows = ['any'] * (deter.ndim - 1)
+    return (
+      placement.constrain(deter, *rows, 'block_units'),
+      placement.constrain(stoch, *rows, 'units'),
+    )
 
   def _categorical(self, logits: jax.Array) -> Categorical:
     logits = logits.reshape(*logits.shape[:-1], *self.stoch)

@@ -75,21 +75,22 @@ def place(w: Weights) -> Weights:
   and of the posterior layer. As parameters they are split by outputs.
   """
   by_block = lambda x: placement.constrain(x, 'blocks', None, None)
-  of_deter = lambda x: placement.constrain(x, 'block_units', None)
   same = lambda x: placement.constrain(x, *[None] * x.ndim)
   whole = lambda tree: jax.tree.map(same, tree)
   kernel, bias = w.logits
   return Weights(
-    deter=whole(w.deter).replace(kernel=of_deter(w.deter.kernel)),
+    deter=whole(w.deter).replace(
+      kernel=placement.by_inputs(w.deter.kernel, 'block_units')
+    ),
     stoch=whole(w.stoch).replace(
-      kernel=placement.constrain(w.stoch.kernel, 'units', None)
+      kernel=placement.by_inputs(w.stoch.kernel, 'units')
     ),
     own=by_block(w.own),
     shared=placement.constrain(w.shared, None, 'block_units'),
     hidden_scale=by_block(w.hidden_scale),
     hidden=jax.tree.map(by_block, w.hidden),
     gates=jax.tree.map(by_block, w.gates),
-    post=of_deter(w.post),
+    post=placement.by_inputs(w.post, 'block_units'),
     post_scale=same(w.post_scale),
     post_rest=whole(w.post_rest),
     logits=(

@@ -101,7 +101,7 @@ def test_mode_takes_the_mode_of_the_policy(agent, params):
   model = agent._model(params)
   classes = agent.config.rssm.classes
   stoch = np.eye(classes, dtype=np.float32)[latents['latent/stoch']]
-  feat = np.concatenate([latents['latent/deter'], stoch.reshape(ENVS, -1)], -1)
+  feat = latents['latent/deter'], stoch.reshape(ENVS, -1)
   dists = model.policy(feat).dists
   np.testing.assert_allclose(action['move'], dists['move'].mean, atol=1e-5)
   expected = np.argmax(dists['tool'].logp, -1)

@@ -80,6 +80,20 @@ def test_a_step_of_the_model_parallel_scan_sums_three_times(
   assert sum(x.size for x in steps) == expected
 
 
+def test_imagined_states_stay_where_they_are(agent, model_parallel):
+  """Results of products are sent, a fraction of their inputs."""
+  found = Program(model_parallel[1].as_text()).collectives()
+  config = agent.config
+  gathers = [
+    x.size
+    for x in found
+    if x.times == config.imag_length and x.kind == 'all-gather'
+  ]
+  starts = small.ROWS // 2 * small.STEPS
+  assert max(gathers) == 4 * starts * config.rssm.hidden
+  assert config.rssm.hidden < config.rssm.deter
+
+
 def test_shards_are_donated_and_stay_where_they_are(model_parallel):
   arguments, compiled = model_parallel
   kept = jax.tree.leaves(arguments[:2])  # state and carry

@@ -21,11 +21,12 @@ SMALL = [
 ]
 
 
-def command(*args):
+def command(*args, **env):
+  inherited = {k: v for k, v in os.environ.items() if k != 'JAX_PLATFORMS'}
   return subprocess.run(
     [sys.executable, '-m', 'dreamer_tpu.tools.plan', *args],
     cwd=ROOT,
-    env={k: v for k, v in os.environ.items() if k != 'JAX_PLATFORMS'},
+    env={**inherited, **env},
     capture_output=True,
     text=True,
     timeout=600,
@@ -222,15 +223,27 @@ def test_too_large_for_the_chip():
 
 
 @pytest.mark.slow
-def test_memory_of_a_model_with_images(monkeypatch):
+def test_memory_of_a_model_with_images():
   """Of 1,024 images of 96 x 96, no more is kept than gradients need."""
+  assert peak('size12m', '--topology=v5e:1x1') < 2 * 2**30
+
+
+@pytest.mark.slow
+def test_four_chips_share_the_memory_of_a_model():
+  """What each still holds whole is small."""
+  mesh = ['--config.mesh.data=1', '--config.mesh.model=4']
+  shared = peak('size400m', '--topology=v5e:2x2', *mesh)
+  assert shared < 0.35 * peak('size400m', '--topology=v5e:1x1')
+
+
+def peak(size, *args):
+  """Bytes per chip on Atari."""
   # Five times as quick to compile, and good enough for memory.
-  monkeypatch.setenv('JAX_EXEC_TIME_OPTIMIZATION_EFFORT', '-1.0')
-  done = command(
-    '--config=configs/atari.py:size12m', '--topology=v5e:1x1', '--json'
-  )
+  quick = dict(JAX_EXEC_TIME_OPTIMIZATION_EFFORT='-1.0')
+  config = f'--config=configs/atari.py:{size}'
+  done = command(config, *args, '--json', **quick)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert json.loads(done.stdout)['peak'] < 2 * 2**30
+  return json.loads(done.stdout)['peak']
 
 
 def _leaves(variables):
