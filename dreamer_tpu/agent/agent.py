@@ -179,7 +179,8 @@ class Agent:
       lambda params: self._loss(params, state, *inputs, key), has_aux=True
     )(state['params'])
     carry, latents, outcome = aux
-    new, metrics = self._apply(state, grads, outcome.retnorm)
+    with jax.named_scope('optimizer'):
+      new, metrics = self._apply(state, grads, outcome.retnorm)
     return new, carry, latents, {**outcome.metrics, **metrics}
 
   def report(

@@ -12,6 +12,7 @@ from dreamer_tpu.agent.distributions import Categorical, TwoHot
 
 Tree = dict[str, Any]
 sg = jax.lax.stop_gradient
+scope = jax.named_scope  # profiles tell an update's parts by it
 
 
 @struct.dataclass
@@ -82,26 +83,15 @@ class Objective:
     )
     scaled = [self._weight(k) * v for k, v in terms.items()]
     priority = sg(sum(scaled).astype(jnp.float32))
-    actor_terms, imagined, critics, retnorm, actor_metrics = self._actor_critic(
-      params, slow_value, retnorm, states, keys[1]
-    )
-    terms |= actor_terms
-    shape = obs['is_first'].shape
-    value = critics[0].reshape(*shape, -1)
-    # Weights learn from the product with all features, imagined and replayed;
-    # a second one with the latter would be a second gradient to sum up over
-    # devices. It has no gradient for the features: a frozen critic has it.
-    frozen = self._modules({'value': sg(params['value'])}).value
-    logits = frozen(model.rssm.feat(states)).logits + (value - sg(value))
-    terms['repval'] = losses.replay_value(
-      obs['is_last'],
-      obs['is_terminal'],
-      obs['reward'],
-      imagined['return'][0].reshape(shape),
-      TwoHot(logits=logits),
-      critics[1].reshape(shape),
-      self.config,
-    )
+    rollout = self._imagine(params, states, keys[1])
+    with scope('actor_critic'):
+      actor_terms, imagined, critics, retnorm, actor_metrics = (
+        self._actor_critic(params, slow_value, retnorm, rollout, key)
+      )
+      terms |= actor_terms
+      terms['repval'] = self._replay_value(
+        params, obs, model.rssm.feat(states), imagined['return'][0], critics
+      )
     loss: Any = sum(self.scale(terms).values())
     metrics |= actor_metrics
     metrics |= {f'loss/{k}': v.mean() for k, v in terms.items()}
@@ -126,40 +116,53 @@ class Objective:
     """Posterior states of a batch and the losses of the world model."""
     # What images become on their way is large and quick to compute again.
     again = jax.checkpoint if self.config.remat else lambda fn: fn
-    tokens = again(lambda: model.encoder(obs))()
-    action = spaces.concat(self.act_space, last_action)
-    _, states = model.rssm.observe(start, tokens, action, obs['is_first'], key)
-    terms, metrics = losses.dynamics(
-      Categorical.from_logp(states['logp']),
-      model.rssm.prior_of(states['deter']),
-      self.config.rssm.free_nats,
-    )
+    with scope('encoder'):
+      tokens = again(lambda: model.encoder(obs))()
+    with scope('observe'):
+      action = spaces.concat(self.act_space, last_action)
+      _, states = model.rssm.observe(
+        start, tokens, action, obs['is_first'], key
+      )
+    with scope('dynamics'):
+      terms, metrics = losses.dynamics(
+        Categorical.from_logp(states['logp']),
+        model.rssm.prior_of(states['deter']),
+        self.config.rssm.free_nats,
+      )
     feat = model.rssm.feat(states)
-    decoded = again(
-      lambda *feat: model.decoder.loss(model.decoder(*feat), obs)
-    )(*feat)
+    with scope('decoder'):
+      decoded = again(
+        lambda *feat: model.decoder.loss(model.decoder(*feat), obs)
+      )(*feat)
     terms |= {f'decoder/{k}': v for k, v in decoded.items()}
-    terms['reward'] = model.reward(feat).loss(obs['reward'])
-    alive = 1 - obs['is_terminal'].astype(jnp.float32)
-    terms['cont'] = model.cont(feat).loss(alive * (1 - 1 / self.config.horizon))
+    with scope('outcomes'):
+      terms['reward'] = model.reward(feat).loss(obs['reward'])
+      alive = 1 - obs['is_terminal'].astype(jnp.float32)
+      alive = alive * (1 - 1 / self.config.horizon)
+      terms['cont'] = model.cont(feat).loss(alive)
     return states, terms, metrics
 
-  def _actor_critic(self, params, slow_value, retnorm, states, key):
-    """Losses of actor and critic in imagination from every replayed state."""
-    model = self._modules(params)
+  def _imagine(self, params, states, key):
+    """Features and actions from every replayed state on."""
     start = {
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
     }
     frozen = self._modules(sg(params))
-    feats, actions, last = imagination.rollout(
-      frozen.rssm,
-      frozen.policy,
-      self.act_space,
-      start,
-      self.config.imag_length,
-      key,
-    )
+    with scope('imagine'):
+      return imagination.rollout(
+        frozen.rssm,
+        frozen.policy,
+        self.act_space,
+        start,
+        self.config.imag_length,
+        key,
+      )
+
+  def _actor_critic(self, params, slow_value, retnorm, rollout, key):
+    """Losses of actor and critic in imagination."""
+    feats, actions, last = rollout
+    model, frozen = self._modules(params), self._modules(sg(params))
     policy, value = model.policy(feats), model.value(feats)
     slow = self._modules({'value': slow_value}).value
     slow_mean = extend(lambda x: slow(x).mean(), feats, last)
@@ -179,6 +182,26 @@ class Objective:
     imagined = {**actions, 'return': returns}
     critics = (value.logits[0], slow_mean[0])
     return terms, imagined, critics, retnorm, metrics
+
+  def _replay_value(self, params, obs, feat, returns, critics):
+    """The critic's loss on replayed rewards.
+
+    Weights learn from the product with all features, imagined and replayed; a
+    second one with the latter would be a second gradient to sum up over
+    devices. It has no gradient for the features: a frozen critic has it.
+    """
+    shape = obs['is_first'].shape
+    value = critics[0].reshape(*shape, -1)
+    frozen = self._modules({'value': sg(params['value'])}).value
+    return losses.replay_value(
+      obs['is_last'],
+      obs['is_terminal'],
+      obs['reward'],
+      returns.reshape(shape),
+      TwoHot(logits=frozen(feat).logits + (value - sg(value))),
+      critics[1].reshape(shape),
+      self.config,
+    )
 
 
 def extend(fn: Callable, xs: Any, x: Any) -> jax.Array:

@@ -13,6 +13,10 @@ from dreamer_tpu.sharding import rules
 Tree = dict[str, Any]
 # Independent streams of random numbers from one seed.
 INIT, TRAIN, REPORT = range(3)
+# Gradients are summed up in pieces of so many bytes: four for the largest
+# model, of which some are on their way while others are computed. By default
+# there are eight.
+TPU_OPTIONS = {'xla_jf_crs_combiner_threshold_in_bytes': str(2**28)}
 
 
 class Steps:
@@ -56,6 +60,7 @@ class Steps:
     )
     self.abstract = jax.tree.map(_struct, abstract, self.shardings)
     self._place = rules.placing(mesh, sharding_rules)
+    on_tpu = mesh.devices.flat[0].platform == 'tpu'
     self.metrics: list[str] = []
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.new_carry = jax.jit(
@@ -65,6 +70,7 @@ class Steps:
       self._train,
       donate_argnums=(0, 1),
       out_shardings=(self.shardings, rows, rows, whole),
+      compiler_options=TPU_OPTIONS if on_tpu else None,
     )
     self.report = jax.jit(self._report, out_shardings=(rows, whole, whole))
     self.gradient_norm = jax.jit(self._gradient_norm, out_shardings=whole)

@@ -52,7 +52,8 @@ _MATMULS = ('dot_general', 'conv_general_dilated')
 _FREE = frozenset(_FREE_NAMES.split())
 _PER_INPUT = frozenset(_PER_INPUT_NAMES.split())
 
-Totals = collections.defaultdict[str, float]
+# By primitive and scope.
+Totals = collections.defaultdict[tuple[str, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Flops:
     total: All operations; a multiply-add is two.
     matmul: Those in products and convolutions, the part of a model's FLOPs
       that its matrix units can run.
-    by_primitive: The same by the name of the primitive, largest first.
+    by_primitive: `total` by the name of the primitive, largest first.
+    by_scope: `total` by the names around an operation, as `jax.named_scope`
+      and transformations give them.
     exact: False if the program holds a `while` loop, whose body is counted
       once because its length is not known.
   """
@@ -71,6 +74,7 @@ class Flops:
   total: float
   matmul: float
   by_primitive: dict[str, float]
+  by_scope: dict[str, float]
   exact: bool
 
 
@@ -88,12 +92,18 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
   """Counts the FLOPs of a traced program."""
   totals: Totals = collections.defaultdict(float)
-  exact = _walk(_open(jaxpr), 1.0, totals)
-  by_primitive = dict(sorted(totals.items(), key=lambda item: -item[1]))
+  exact = _walk(_open(jaxpr), 1.0, totals, '')
+  by_primitive: dict[str, float] = collections.defaultdict(float)
+  by_scope: dict[str, float] = collections.defaultdict(float)
+  for (name, scope), flops in sorted(totals.items(), key=lambda x: -x[1]):
+    by_primitive[name] += flops
+    by_scope[scope] += flops
+  by_primitive = dict(sorted(by_primitive.items(), key=lambda x: -x[1]))
   return Flops(
     total=sum(totals.values()),
-    matmul=sum(totals.get(name, 0.0) for name in _MATMULS),
+    matmul=sum(by_primitive.get(name, 0.0) for name in _MATMULS),
     by_primitive=by_primitive,
+    by_scope=dict(by_scope),
     exact=exact,
   )
 
@@ -110,36 +120,41 @@ def peak_flops(device_kind: str) -> float | None:
   return None
 
 
-def _walk(jaxpr: core.Jaxpr, times: float, totals: Totals) -> bool:
+def _walk(
+  jaxpr: core.Jaxpr, times: float, totals: Totals, outside: str
+) -> bool:
   """Adds the FLOPs of a jaxpr that runs `times` times. Returns: exact."""
   exact = True
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
+    scope = '/'.join(filter(None, (outside, str(eqn.source_info.name_stack))))
     if name == 'cond':
-      exact &= _walk_branches(eqn.params['branches'], times, totals)
+      exact &= _walk_branches(eqn.params['branches'], times, totals, scope)
     elif name.startswith('scatter'):
       # Its jaxpr combines two scalars.
       if name != 'scatter':
-        totals[name] += times * _size(eqn.invars[2])
+        totals[name, scope] += times * _size(eqn.invars[2])
     elif bodies := list(_bodies(eqn)):
       exact &= name != 'while'
       for body, repeats in bodies:
-        exact &= _walk(body, times * repeats, totals)
+        exact &= _walk(body, times * repeats, totals, scope)
     elif flops := _flops(eqn):
-      totals[name] += times * flops
+      totals[name, scope] += times * flops
   return exact
 
 
-def _walk_branches(branches: Any, times: float, totals: Totals) -> bool:
+def _walk_branches(
+  branches: Any, times: float, totals: Totals, scope: str
+) -> bool:
   """Adds the most expensive branch."""
   counts: list[Totals] = [collections.defaultdict(float) for _ in branches]
   exact = [
-    _walk(_open(branch), times, result)
+    _walk(_open(branch), times, result, scope)
     for branch, result in zip(branches, counts, strict=True)
   ]
   largest = max(counts, key=lambda result: sum(result.values()))
-  for name, flops in largest.items():
-    totals[name] += flops
+  for key, flops in largest.items():
+    totals[key] += flops
   return all(exact)
 
 

@@ -1,7 +1,7 @@
 """Measures one part of a run: the update, acting, storing, saving, starting.
 
 python -m dreamer_tpu.tools.bench
-  learner|policy|actor|replay|checkpoint|startup|end_to_end
+  learner|parts|policy|actor|replay|checkpoint|startup|end_to_end
   [--config=configs/SUITE.py:PRESETS] [--config.KEY=VALUE ...]
   [--repeat=N] [--json]
 
@@ -22,10 +22,11 @@ from absl import logging
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.run import cli, platform
 
-# Modules are imported when asked for: these two need neither environments nor
+# Modules are imported when asked for: these three need neither environments nor
 # TensorBoard, so that they run on any machine with JAX.
 MODULES = {
   'learner': 'bench_device',
+  'parts': 'bench_parts',
   'policy': 'bench_device',
   'actor': 'bench_host',
   'replay': 'bench_host',
@@ -64,9 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Rows) -> str:
-  """A line per figure, a column per row."""
+  """A line per figure and a column per row, or the other way if rows are many."""
   names = list(dict.fromkeys(name for row in rows for name in row))
   lines = [[name, *(_text(row.get(name)) for row in rows)] for name in names]
+  if len(rows) > len(names):
+    lines = [list(line) for line in zip(*lines, strict=True)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
     '  '.join(x.ljust(n) for x, n in zip(line, widths, strict=True)).rstrip()

@@ -67,19 +67,29 @@ def make_agent(config: Any) -> Agent:
   )
 
 
-def learner(config: Any, repeat: int) -> list[Row]:
-  """Milliseconds of an update on fresh data, and what it takes."""
-  agent = make_agent(config)
+def make_learner(config: Any) -> Learner:
+  """A learner with a fresh state on all devices.
+
+  Raises:
+    UserError: Of the mesh or the batch.
+  """
   mesh = mesh_lib.make(config.mesh)
   mesh_lib.check_batch(mesh, config.batch_size)
   learner = Learner(
-    agent,
+    make_agent(config),
     mesh,
     config.sharding.rules,
     batch_size=config.batch_size,
     seed=config.seed,
   )
   learner.init()
+  return learner
+
+
+def learner(config: Any, repeat: int) -> list[Row]:
+  """Milliseconds of an update on fresh data, and what it takes."""
+  learner = make_learner(config)
+  agent = learner.agent
   steps: Any = learner.steps
   arguments = steps.train_arguments(config.batch_length)
   count = flops.count(steps.train, *arguments)
@@ -87,14 +97,8 @@ def learner(config: Any, repeat: int) -> list[Row]:
   compiled = steps.train.lower(*arguments).compile()
   compile_s = time.perf_counter() - start
   steps.train = compiled
-  batches = random_batches(agent, config)
-  stepid = np.zeros((config.batch_size, config.batch_length), np.int64)
-
-  def update(batch):
-    learner.update(batch, stepid)
-    learner.flush()
-
-  seconds, unit = measure(update, map(learner.put, batches), repeat)
+  batches = map(learner.put, random_batches(agent, config))
+  seconds, unit = measure(updating(learner, config), batches, repeat)
   kind = jax.devices()[0].device_kind
   peak = flops.peak_flops(kind)
   row = {
@@ -112,6 +116,17 @@ def learner(config: Any, repeat: int) -> list[Row]:
     **_memory(compiled),
   }
   return [row]
+
+
+def updating(learner: Learner, config: Any) -> Callable[[Any], None]:
+  """A function that makes an update with a batch and waits for it."""
+  stepid = np.zeros((config.batch_size, config.batch_length), np.int64)
+
+  def update(batch):
+    learner.update(batch, stepid)
+    learner.flush()
+
+  return update
 
 
 def policy(config: Any, repeat: int) -> list[Row]:

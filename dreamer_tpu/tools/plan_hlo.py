@@ -72,6 +72,21 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Operation:
+  """An instruction of a program.
+
+  Attributes:
+    name: In the compiled program, and in profiles.
+    moved: Bytes that it reads and writes in an update.
+    origin: The operation it was made for, as JAX names it.
+  """
+
+  name: str
+  moved: float
+  origin: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
   name: str
   shape: str
@@ -121,13 +136,17 @@ class Program:
 
   def hbm_bytes(self) -> float:
     """Bytes that one chip reads from and writes to its main memory."""
-    total = 0.0
+    return sum(x.moved for x in self.operations())
+
+  def operations(self) -> Iterator[Operation]:
+    """All instructions that do something themselves."""
     for name, computation in self._computations.items():
       if name in self._inner or not self._times[name]:
         continue
       for x in computation.values():
-        total += self._times[name] * self._moved(computation, x)
-    return total
+        if x.opcode not in _FREE:
+          moved = self._times[name] * self._moved(computation, x)
+          yield Operation(name=x.name, moved=moved, origin=_origin(x))
 
   def _visit(self, name: str, times: int, loop: bool, inner: bool) -> None:
     self._times[name] += times
@@ -171,18 +190,17 @@ class Program:
     # The TPU compiler writes a reduce-scatter as a fusion of this name.
     if name.startswith('all-reduce-scatter'):
       kind = 'reduce-scatter'
-    origin = re.search(r'op_name="([^"]*)"', x.rest)
     return Collective(
       kind=kind,
       size=int(size),
       group=group,
       times=self._times[name],
       loop=name in self._loops,
-      origin=origin[1] if origin else '',
+      origin=_origin(x),
     )
 
   def _moved(self, computation: _Computation, x: _Instruction) -> float:
-    if x.opcode in _FREE or x.opcode.endswith('-start'):
+    if x.opcode.endswith('-start'):
       return 0
     if x.opcode.endswith('-done'):
       return _size(x.shape)
@@ -220,6 +238,11 @@ class Program:
     if updates and _hbm(x.shape):
       return total + sum(_size(inside[y.operands[1]].shape) for y in updates)
     return total + _hbm(x.shape)
+
+
+def _origin(x: _Instruction) -> str:
+  match = re.search(r'op_name="([^"]*)"', x.rest)
+  return match[1] if match else ''
 
 
 def _used(user: _Instruction, position: int) -> str | None:

@@ -1,12 +1,14 @@
 """Every part is measured, at sizes of no meaning."""
 
+import collections
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from dreamer_tpu.tools import bench
+from dreamer_tpu.tools import bench, bench_parts
 
 DEBUG = '--config=configs/gym.py:debug'
 
@@ -37,6 +39,54 @@ def test_learner(capsys):
   assert row['mfu'] is None  # nobody says what a CPU could do
   assert row['compile_s'] > 0
   assert row['donated_gib'] <= row['arguments_gib'] < 1
+
+
+def test_parts(capsys):
+  """Operations of the update find their way into its parts."""
+  found = rows(capsys, 'parts', DEBUG, '--repeat=1')
+  parts = {(row['part'], row['pass']): row for row in found}
+  named = {part for part, _ in parts}
+  assert named == {*bench_parts.PARTS, 'other'}
+  assert sum(row['share'] for row in found) == pytest.approx(1)
+  assert parts['other', '']['gflops'] < 0.01 * sum(x['gflops'] for x in found)
+  (whole,) = rows(capsys, 'learner', DEBUG, '--repeat=1')
+  total = jax.device_count() * sum(row['gflops'] for row in found)
+  assert total == pytest.approx(whole['gflops'])
+  for part in ('encoder', 'observe', 'decoder'):
+    assert parts[part, 'forward']['gflops'] < parts[part, 'backward']['gflops']
+  assert parts['observe', 'backward']['gb'] > 0
+  assert parts['imagine', '']['ms'] > 0
+
+
+def test_time_of_an_operation_is_without_those_inside():
+  Event = collections.namedtuple('Event', 'start_ns duration_ns stats')
+  events = [
+    (0, 10, 'loop'),
+    (1, 3, 'a'),
+    (5, 4, 'b'),
+    (6, 1, 'c'),
+    (20, 2, 'd'),
+  ]
+  line = [Event(a, b, [('hlo_op', name)]) for a, b, name in events]
+  line.append(Event(2, 1, [('other', 'thread')]))
+  found = dict(bench_parts.alone(line))
+  expected = dict(loop=3, a=3, b=3, c=1, d=2)
+  assert found == pytest.approx({k: v / 1e9 for k, v in expected.items()})
+
+
+@pytest.mark.parametrize(
+  ('origin', 'part'),
+  [
+    ('jit(_train)/jvp(encoder)/dot_general', ('encoder', 'forward')),
+    ('jit(f)/transpose(jvp(jvp(decoder)))/mul', ('decoder', 'backward')),
+    ('jit(_train)/optimizer/mul', ('optimizer', '')),
+    ('jit(_train)/jvp(imagine)/while/body/add', ('imagine', '')),
+    ('jit(_train)/jvp(encoders)/add', ('other', '')),
+    ('', ('other', '')),
+  ],
+)
+def test_parts_by_scope(origin, part):
+  assert bench_parts.place(origin) == part
 
 
 def test_policy(capsys):
