@@ -46,7 +46,9 @@ def startup(config: Any, repeat: int) -> list[Row]:
 def end_to_end(config: Any, repeat: int) -> list[Row]:
   """Steps and updates per second of a real run of `run.steps` steps.
 
-  The rates are those of its last log, so let it log more than once.
+  The rates are those of its last log, so let it log more than once. Of the
+  wall time, there are the shares of acting and learning and, with
+  script='parallel', of waiting; what bounds the run is what does not wait.
   """
   del repeat
   with tempfile.TemporaryDirectory() as folder:
@@ -61,16 +63,34 @@ def end_to_end(config: Any, repeat: int) -> list[Row]:
       )
   last = records[-1]
   batch = config.batch_size * config.batch_length
+  sections = ('learning', 'acting', 'learner_wait', 'actor_wait')
+  shares = {name: last.get(f'timer/{name}/frac') for name in sections}
   return [
     {
       'task': config.task,
+      'script': config.script,
       'steps': last['step'],
       'steps_per_s': last['fps/policy'],
       'updates_per_s': last['fps/train'] / batch,
       'update_ms': last.get('perf/update_ms'),
       'mfu': last.get('perf/mfu'),
+      **shares,
+      'bound': bound(shares),
     }
   ]
+
+
+def bound(shares: Mapping[str, float | None]) -> str:
+  """'learner' or 'actor', of which a run would be faster if that were.
+
+  Args:
+    shares: Of the wall time, by section; None where there is none.
+  """
+  if shares['learner_wait'] is None and shares['actor_wait'] is None:
+    busy = shares['learning'] or 0.0, shares['acting'] or 0.0
+  else:
+    busy = shares['actor_wait'] or 0.0, shares['learner_wait'] or 0.0
+  return 'learner' if busy[0] >= busy[1] else 'actor'
 
 
 def _first_update(

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from dreamer_tpu.tools import bench, bench_parts
+from dreamer_tpu.tools import bench, bench_parts, bench_run
 
 DEBUG = '--config=configs/gym.py:debug'
 
@@ -137,6 +137,28 @@ def test_end_to_end(capsys):
   assert 0 < row['steps'] <= 300
   assert row['steps_per_s'] > 0
   assert row['updates_per_s'] > 0
+  assert 0 < row['learning'] + row['acting'] <= 1
+  assert row['bound'] in ('learner', 'actor')
+
+
+@pytest.mark.parametrize(
+  ('learning', 'acting', 'learner_wait', 'actor_wait', 'bound'),
+  [
+    (0.7, 0.3, None, None, 'learner'),
+    (0.2, 0.8, None, None, 'actor'),
+    (0.9, 0.4, 0.1, 0.6, 'learner'),
+    (0.9, 0.4, None, 0.6, 'learner'),
+    (0.3, 1.0, 0.7, None, 'actor'),
+  ],
+)
+def test_what_bounds_a_run(learning, acting, learner_wait, actor_wait, bound):
+  shares = dict(
+    learning=learning,
+    acting=acting,
+    learner_wait=learner_wait,
+    actor_wait=actor_wait,
+  )
+  assert bench_run.bound(shares) == bound
 
 
 def test_table():
