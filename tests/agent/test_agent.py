@@ -148,3 +148,34 @@ def test_rematerialization_keeps_less_and_changes_nothing():
   assert kept[1] < 0.7 * kept[0]
   differences = small.difference(*reversed(outcomes))
   assert max(differences.values()) < 1e-5
+
+
+def test_imagination_keeps_features_and_actions_alone():
+  """It runs once, forward, and what products and gates were is not kept."""
+  agent = small.make_agent()
+  state = jax.eval_shape(agent.init, jax.random.key(0))
+  carry = jax.eval_shape(lambda: agent.initial_carry(small.ROWS))
+  batch = small.make_batch(agent)
+  key = jax.random.key(0)
+  jaxpr = jax.make_jaxpr(agent.train)(state, carry, batch, key)
+  (loop,) = [x for x in _scans(jaxpr.jaxpr) if 'imagine' in x[0]]
+  stacked = [var.aval.shape for var in loop[1].outvars]
+  stacked = stacked[loop[1].params['num_carry'] :]
+  horizon, starts = agent.config.imag_length, small.ROWS * small.STEPS
+  rssm = agent.config.rssm
+  inner = [(rssm.deter,), (rssm.stoch * rssm.classes,)]
+  inner += [x.shape for x in agent.act_space.values()]
+  expected = [(horizon, starts, *shape) for shape in inner]
+  assert sorted(stacked) == sorted(expected)
+
+
+def _scans(jaxpr):
+  """All loops of a program, each with the scopes around it."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'scan':
+      yield str(eqn.source_info.name_stack), eqn
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from _scans(inner)
