@@ -78,9 +78,9 @@ install() {
 # .pid, and at the end its exit code in .code.
 start() {
   on all "cd dreamer_tpu && rm -f .code && : >run.log &&
-    setsid nohup bash -c '.venv/bin/python main.py \"\$@\" >run.log 2>&1 &
+    { setsid nohup bash -c '.venv/bin/python main.py \"\$@\" >run.log 2>&1 &
     echo \$! >.pid; wait \$!; echo \$? >.code' \
-    main $(printf '%q ' "$@") </dev/null >/dev/null 2>&1 &"
+    main $(printf '%q ' "$@") </dev/null >/dev/null 2>&1 & }"
 }
 
 # Shows worker 0's log from line $shown on, until the run has ended or the

@@ -39,9 +39,10 @@ case "$3 $4" in
     for i in $workers; do cp "$5" "$CLOUD/$i/${6#*:}" || exit 1; done ;;
   'tpu-vm ssh')
     grep -q ACTIVE "$CLOUD/state" || exit 255
+    set -o pipefail  # It lasts until nobody is left who could print.
     for i in $workers; do
-      (cd "$CLOUD/$i" && JAX_PROCESS_ID=$i bash -c "${command//gs:/$CLOUD}") ||
-        exit
+      (cd "$CLOUD/$i" && JAX_PROCESS_ID=$i bash -c "${command//gs:/$CLOUD}") |
+        cat || exit
     done ;;
   *) exit 2 ;;
 esac
@@ -106,21 +107,29 @@ def start(cloud, *arguments):
   )
 
 
-def test_a_preempted_slice_is_asked_for_again_until_it_is_told_to_stop(
+def test_a_run_outlives_its_slice_and_its_terminal_until_it_is_stopped(
   cloud,
 ):
-  process = start(
-    cloud,
+  command = [
     *('train', 'pod', 'v5litepod-16', 'us-west4-a', '--logdir=gs://run'),
     *('--config=configs/gym.py:debug', '--config.run.steps=1e6'),
     *('--config.run.save_every=5', '--config.run.report_every=0'),
-  )
+  ]
+  process = start(cloud, *command)
   wait_for(lambda: layout.steps(cloud / 'run/checkpoints'), process)
   for each in running(cloud):
     os.kill(each, signal.SIGKILL)
   (cloud / 'state').write_text('SUSPENDED')
 
   wait_for(lambda: re.search('Restoring.* step ', log(cloud), re.S), process)
+  going = running(cloud)
+  process.kill()
+  earlier, _ = process.communicate(timeout=20)
+  assert earlier.count('asking for pod') == 2
+
+  process = start(cloud, *command)
+  assert 'showing that run' in process.stdout.readline()
+  assert running(cloud) == going
   stop = start(cloud, 'stop', 'pod', 'us-west4-a')
   assert stop.wait(60) == 0, stop.stdout.read()
   output, _ = process.communicate(timeout=120)
