@@ -190,7 +190,8 @@ class Session:
 
     Args:
       waits: Whether to make all updates that are due and to wait for them.
-        Otherwise at most one is dispatched.
+        Otherwise one at most, which is waited for if no other is due: what
+        comes then is the learner's own wait for the actor.
     """
     with self.timer.section('agreeing'):
       known = self._agreement(
@@ -207,7 +208,7 @@ class Session:
     else:
       self._owed += self._ratio(self.step)
       count = self._owed if waits else min(self._owed, 1)
-      self._learn(count, wait=waits)
+      self._learn(count, wait=count == self._owed)
     update = self._learning.update
     # The end of the run is logged by `finish`.
     if self.going and self._unlogged() and self._log(update, known.now):

@@ -17,6 +17,8 @@ Row = dict[str, Any]
 Record = dict[str, Any]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 3600
+# Of its time, below which the learner does not count as waiting.
+IDLE = 0.05
 CACHE = 'JAX_COMPILATION_CACHE_DIR'
 
 
@@ -48,7 +50,7 @@ def end_to_end(config: Any, repeat: int) -> list[Row]:
 
   The rates are those of its last log, so let it log more than once. Of the
   wall time, there are the shares of acting and learning and, with
-  script='parallel', of waiting; what bounds the run is what does not wait.
+  script='parallel', of waiting.
   """
   del repeat
   with tempfile.TemporaryDirectory() as folder:
@@ -81,16 +83,20 @@ def end_to_end(config: Any, repeat: int) -> list[Row]:
 
 
 def bound(shares: Mapping[str, float | None]) -> str:
-  """'learner' or 'actor', of which a run would be faster if that were.
+  """'learner' or 'actor', whichever would make a run faster if it were.
+
+  In parallel that is the learner unless it waits. Where both share a device,
+  acting waits for updates without a word.
 
   Args:
     shares: Of the wall time, by section; None where there is none.
   """
-  if shares['learner_wait'] is None and shares['actor_wait'] is None:
-    busy = shares['learning'] or 0.0, shares['acting'] or 0.0
+  waited = shares['learner_wait']
+  if waited is None:
+    acts = (shares['acting'] or 0.0) > (shares['learning'] or 0.0)
   else:
-    busy = shares['actor_wait'] or 0.0, shares['learner_wait'] or 0.0
-  return 'learner' if busy[0] >= busy[1] else 'actor'
+    acts = waited > IDLE
+  return 'actor' if acts else 'learner'
 
 
 def _first_update(

@@ -146,8 +146,8 @@ def test_end_to_end(capsys):
   [
     (0.7, 0.3, None, None, 'learner'),
     (0.2, 0.8, None, None, 'actor'),
-    (0.9, 0.4, 0.1, 0.6, 'learner'),
-    (0.9, 0.4, None, 0.6, 'learner'),
+    (0.97, 0.4, 0.02, 0.6, 'learner'),
+    (0.97, 0.99, 0.02, None, 'learner'),
     (0.3, 1.0, 0.7, None, 'actor'),
   ],
 )
