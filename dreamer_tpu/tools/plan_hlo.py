@@ -78,7 +78,9 @@ class Operation:
   Attributes:
     name: In the compiled program, and in profiles.
     moved: Bytes that it reads and writes in an update.
-    origin: The operation it was made for, as JAX names it.
+    origin: The operation it was made for, as JAX names it. Where the compiler
+      does not say, as of the transpositions of a convolution's gradient, that
+      of what uses it.
   """
 
   name: str
@@ -143,10 +145,11 @@ class Program:
     for name, computation in self._computations.items():
       if name in self._inner or not self._times[name]:
         continue
+      origins = _origins(computation)
       for x in computation.values():
         if x.opcode not in _FREE:
           moved = self._times[name] * self._moved(computation, x)
-          yield Operation(name=x.name, moved=moved, origin=_origin(x))
+          yield Operation(name=x.name, moved=moved, origin=origins[x.name])
 
   def _visit(self, name: str, times: int, loop: bool, inner: bool) -> None:
     self._times[name] += times
@@ -243,6 +246,17 @@ class Program:
 def _origin(x: _Instruction) -> str:
   match = re.search(r'op_name="([^"]*)"', x.rest)
   return match[1] if match else ''
+
+
+def _origins(computation: _Computation) -> dict[str, str]:
+  origins: dict[str, str] = {}
+  for x in reversed(computation.values()):  # users first
+    origin = _origin(x) or origins.get(x.name, '')
+    origins[x.name] = origin
+    if origin:
+      for operand in x.operands:
+        origins.setdefault(operand, origin)
+  return origins
 
 
 def _used(user: _Instruction, position: int) -> str | None:

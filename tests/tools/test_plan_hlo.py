@@ -122,3 +122,25 @@ def test_bytes_of_a_loop_over_slices():
   # Sums, products and their copies pass through memory on CPU; whole stacks
   # do not: those would be 64 times as much.
   assert least <= moved <= 8 * least
+
+
+def test_what_the_compiler_adds_belongs_to_what_uses_it():
+  """It does not name what it transposes for a convolution's gradient."""
+  mesh = small.make_mesh((1, 1, 1))
+
+  def loss(w, x):
+    with jax.named_scope('net'):
+      y = jax.lax.conv_general_dilated(
+        jnp.tanh(x),
+        w,
+        (1, 1),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+      return jnp.square(y).sum()
+
+  shapes = [(3, 3, 4, 8), (16, 12, 12, 4)]
+  program = compile_for(mesh, jax.grad(loss), P(), P(), shapes=shapes)
+  found = [*program.operations()]
+  moved = sum(x.moved for x in found if 'net' in x.origin)
+  assert moved == program.hbm_bytes() > 0
