@@ -79,8 +79,9 @@ def run(logdir, *args, **env):
 
 
 def read(path):
-  """The objects of a file of JSON lines."""
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  """The objects of a file of JSON lines, which may be written to just now."""
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 def steps(logdir):
