@@ -146,8 +146,10 @@ class Agent:
       state_key,
     )
     state = jax.tree.map(lambda x: x[:, 0], states)
-    dist = model.policy(model.rssm.feat(state))
-    action = dist.sample(None if mode else action_key)
+    noise = model.policy.noise(
+      None if mode else action_key, obs['is_first'].shape[:1]
+    )
+    action = model.policy(model.rssm.feat(state)).choose(noise)
     carry = self._pack(state, action)
     latents = {f'latent/{k}': carry[k] for k in ('deter', 'stoch')}
     return carry, action, latents

@@ -1,6 +1,7 @@
 """Distributions of the world model, the actor and the critic.
 
-All maths is float32. Every `sample` takes a PRNG key, or None for the mode.
+All maths is float32. Whoever samples draws noise first, for many steps at once
+if there are many, and gives it to `choose`.
 """
 
 import jax
@@ -47,12 +48,10 @@ class Categorical:
     """From normalized log-probabilities [..., classes]."""
     return cls(logp=logp, probs=jnp.exp(logp))
 
-  def sample(self, key: jax.Array | None) -> jax.Array:
-    """int32 [...] classes."""
-    noise = None
-    if key is not None:
-      noise = jax.random.uniform(key, self.logp.shape[:-1], f32)
-    return self.choose(noise)
+  @staticmethod
+  def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What `choose` takes for classes of this shape, float32."""
+    return jax.random.uniform(key, shape, f32)
 
   def choose(self, noise: jax.Array | None) -> jax.Array:
     """int32 [...] classes, by inverting the cumulative distribution.
@@ -60,7 +59,7 @@ class Categorical:
     That needs one random number where the Gumbel trick needs one per class.
 
     Args:
-      noise: Uniform in [0, 1), [...]; None for the mode.
+      noise: From `noise`, uniform in [0, 1), [...]; None for the mode.
     """
     if noise is None:
       return jnp.argmax(self.logp, -1).astype(jnp.int32)
@@ -111,11 +110,14 @@ class BoundedNormal:
     std = (high - low) * jax.nn.sigmoid(std.astype(f32) + 2.0) + low
     return cls(mean=jnp.tanh(mean.astype(f32)), std=std)
 
-  def sample(self, key: jax.Array | None) -> jax.Array:
-    """float32 [...]; not clipped."""
-    if key is None:
-      return self.mean
-    return self.mean + self.std * jax.random.normal(key, self.mean.shape)
+  @staticmethod
+  def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What `choose` takes for values of this shape, float32."""
+    return jax.random.normal(key, shape, f32)
+
+  def choose(self, noise: jax.Array | None) -> jax.Array:
+    """float32 [...], not clipped, from `noise`; None for the mode."""
+    return self.mean if noise is None else self.mean + self.std * noise
 
   def log_prob(self, event: jax.Array) -> jax.Array:
     """float32 [...] log-density of `event`."""

@@ -18,6 +18,7 @@ from dreamer_tpu.agent.distributions import (
 AXES = ('features', 'outputs')
 # [..., D] and [..., S * C], as `RSSM.feat` has them.
 Feat = tuple[jax.Array, jax.Array]
+Noise = Mapping[str, jax.Array]
 
 
 class ScalarHead(nnx.Module):
@@ -95,6 +96,27 @@ class PolicyHead(nnx.Module):
         dists[key] = BoundedNormal.create(mean, std, *self.bounds)
     return Policy(dists, self.spaces)
 
+  def noise(
+    self, key: jax.Array | None, batch: tuple[int, ...]
+  ) -> Noise | None:
+    """What `Policy.choose` takes for actions [*batch, ...] per key.
+
+    Args:
+      key: PRNG key; None gives None, which stands for modes.
+      batch: Leading axes.
+    """
+    if key is None:
+      return None
+    keys = jax.random.split(key, len(self.spaces))
+    return {
+      name: _kind(space).noise(k, (*batch, *space.shape))
+      for (name, space), k in zip(self.spaces.items(), keys, strict=True)
+    }
+
+
+def _kind(space: spaces.Space) -> type[Categorical] | type[BoundedNormal]:
+  return Categorical if space.classes else BoundedNormal
+
 
 class Policy:
   """Independent action distributions, one per key."""
@@ -107,13 +129,16 @@ class Policy:
     self.dists = dists
     self.spaces = act_space
 
-  def sample(self, key: jax.Array | None) -> dict[str, jax.Array]:
-    """An action per key, [..., *space.shape]; the mode if `key` is None."""
-    keys: Any = [None] * len(self.dists)
-    if key is not None:
-      keys = jax.random.split(key, len(self.dists))
-    pairs = zip(self.dists.items(), keys, strict=True)
-    return {name: dist.sample(k) for (name, dist), k in pairs}
+  def choose(self, noise: Noise | None) -> dict[str, jax.Array]:
+    """An action per key, [..., *space.shape].
+
+    Args:
+      noise: From `PolicyHead.noise`; None for the mode.
+    """
+    return {
+      name: dist.choose(None if noise is None else noise[name])
+      for name, dist in self.dists.items()
+    }
 
   def log_prob(self, action: Mapping[str, jax.Array]) -> jax.Array:
     """float32 [...], summed over keys and elements."""

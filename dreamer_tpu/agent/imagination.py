@@ -36,16 +36,20 @@ def rollout(
   """
   imagine = rssm.imagine()
 
-  def step(state, key):
-    act_key, state_key = split(key)
+  def step(state, noise):
     feat = rssm.feat(state)
-    action = policy(feat).sample(act_key)
-    state = imagine(state, spaces.concat(act_space, action), state_key)
+    action = policy(feat).choose(noise['action'])
+    state = imagine(state, spaces.concat(act_space, action), noise['stoch'])
     return state, (feat, action)
 
-  keys = None if key is None else jax.random.split(key, horizon)
+  act_key, state_key = split(key)
+  batch = (horizon, len(start['deter']))
+  noise = {
+    'action': policy.noise(act_key, batch),
+    'stoch': rssm.noise(state_key, batch),
+  }
   start = rssm.by_block(start)
-  state, (feats, actions) = jax.lax.scan(step, start, keys, length=horizon)
+  state, (feats, actions) = jax.lax.scan(step, start, noise, length=horizon)
   return jax.lax.stop_gradient((feats, actions, rssm.feat(state)))
 
 

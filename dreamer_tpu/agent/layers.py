@@ -8,6 +8,7 @@ derive where it lives.
 import functools
 import itertools
 import math
+from typing import Any
 
 import chex
 import jax
@@ -80,6 +81,16 @@ def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   x = x.sum(tuple(range(x.ndim - len(shape))))
   ones = tuple(i for i, n in enumerate(shape) if n == 1 != x.shape[i])
   return x.sum(ones, keepdims=True)
+
+
+def cast(params: Any, dtype: jnp.dtype) -> Any:
+  """Parameters as products take them; the scales of norms stay float32.
+
+  For loops: XLA would cast them anew in every step.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x if path[-1].key == 'scale' else x.astype(dtype), params
+  )
 
 
 class Linear(nnx.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dreamer_tpu.agent import imagination, losses, spaces
+from dreamer_tpu.agent import imagination, layers, losses, spaces
 from dreamer_tpu.agent.distributions import Categorical, TwoHot
 
 Tree = dict[str, Any]
@@ -148,7 +148,7 @@ class Objective:
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
     }
-    frozen = self._modules(sg(params))
+    frozen = self._modules(layers.cast(sg(params), start['deter'].dtype))
     with scope('imagine'):
       return imagination.rollout(
         frozen.rssm,
@@ -167,7 +167,7 @@ class Objective:
     slow = self._modules({'value': slow_value}).value
     slow_mean = extend(lambda x: slow(x).mean(), feats, last)
     if key is None:  # rounding aside, a mode has no gradient of its mean
-      actions = policy.sample(None)
+      actions = policy.choose(None)
     terms, returns, retnorm, metrics = losses.imagination(
       actions,
       extend(lambda x: frozen.reward(x).mean(), feats, last),

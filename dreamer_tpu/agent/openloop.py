@@ -66,8 +66,8 @@ def _states(model, start, obs, last_action, key) -> dict[str, Any]:
     return state, state
 
   rest = jnp.swapaxes(last_action[:, half:], 0, 1)
-  keys = jax.random.split(imagine_key, len(rest))
-  _, imagined = jax.lax.scan(step, model.rssm.by_block(state), (rest, keys))
+  noise = model.rssm.noise(imagine_key, rest.shape[:2])
+  _, imagined = jax.lax.scan(step, model.rssm.by_block(state), (rest, noise))
   return {
     k: jnp.concatenate([observed[k], jnp.swapaxes(imagined[k], 0, 1)], 1)
     for k in ('deter', 'stoch')

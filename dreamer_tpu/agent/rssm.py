@@ -97,8 +97,7 @@ class RSSM(nnx.Module):
     """
     chex.assert_rank([tokens, action, reset], [3, 3, 2])
     action = action * ~reset[..., None]
-    shape = (*tokens.shape[:2], self.stoch[0])
-    noise = None if key is None else jax.random.uniform(key, shape)
+    noise = self.noise(key, tokens.shape[:2])
     action_part, token_part, keep, noise = jax.tree.map(
       time_first,
       (
@@ -129,15 +128,16 @@ class RSSM(nnx.Module):
     return last, states
 
   def imagine(self) -> Callable[[State, jax.Array, Any], State]:
-    """One step of the prior, as a function of state, action and key.
+    """One step of the prior, as a function of state, action and noise.
 
     Whatever is the same in all steps is computed here. The function takes and
     returns `deter` [B, D], `by_block` and `stoch` [B, S, C], see `by_block`;
-    the action is float32 [B, A]; the key None to take modes.
+    the action is float32 [B, A]; `noise` [B, S] as from `noise`, or None to
+    take modes.
     """
     weights, action_layer = self._weights(), self._action_layer()
 
-    def step(state, action, key):
+    def step(state, action, noise):
       by_block, _ = transition.step(
         weights,
         state['deter'],
@@ -146,11 +146,19 @@ class RSSM(nnx.Module):
         action_layer(action),
       )
       deter = layers.from_blocks(by_block)
-      index = self.prior_of(deter).sample(key)
+      index = self.prior_of(deter).choose(noise)
       stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
       return {'deter': deter, 'by_block': by_block, 'stoch': stoch}
 
     return step
+
+  def noise(
+    self, key: jax.Array | None, batch: tuple[int, ...]
+  ) -> jax.Array | None:
+    """What sampling `stoch` takes: float32 [*batch, S], or None without key."""
+    if key is None:
+      return None
+    return Categorical.noise(key, (*batch, self.stoch[0]))
 
   def by_block(self, state: State) -> State:
     """The same state with `by_block` [g, B, D / g], which is `deter` cut."""
