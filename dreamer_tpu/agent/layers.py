@@ -8,7 +8,7 @@ derive where it lives.
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -74,6 +74,44 @@ def _norm_silu_backward(axes, residuals, cotangent):
 
 
 norm_silu.defvjp(_norm_silu_forward, _norm_silu_backward)
+
+
+class NormSlopes(NamedTuple):
+  """What the way back through `norm_silu` multiplies by.
+
+  Loops over steps take these of all steps, so that a step computes neither
+  exponentials nor the statistics of what is known beforehand.
+
+  Attributes:
+    slope: Like `x`, of SiLU, times scale and inverse RMS.
+    unit: Like `x`, what the scale multiplies.
+  """
+
+  slope: jax.Array
+  unit: jax.Array
+
+  def back(
+    self, cotangent: jax.Array, axes: int | tuple[int, ...] = -1
+  ) -> jax.Array:
+    """Cotangent of `x`, from that of the result and in its dtype."""
+    slope, unit = (x.astype(jnp.float32) for x in self)
+    scaled = cotangent.astype(jnp.float32) * slope
+    mean = jnp.mean(scaled * unit, axes, keepdims=True)
+    return (scaled - unit * mean).astype(cotangent.dtype)
+
+
+def norm_slopes(
+  x: jax.Array, scale: jax.Array, axes: int | tuple[int, ...] = -1
+) -> NormSlopes:
+  """The slopes of `norm_silu` at `x`, in its dtype."""
+  wide = x.astype(jnp.float32)
+  inverse = _inverse_rms(wide, axes)
+  unit = wide * inverse
+  gate = jax.nn.sigmoid(unit * scale)
+  slope = gate + unit * scale * gate * (1 - gate)
+  return NormSlopes(
+    (slope * scale * inverse).astype(x.dtype), unit.astype(x.dtype)
+  )
 
 
 def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

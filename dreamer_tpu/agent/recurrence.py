@@ -1,9 +1,11 @@
 """The loop over observed steps, and its gradient.
 
 Only what is recurrent is inside. Differentiating the loop as it stands would
-add to the gradient of every weight at every step. Here the backward loop
-carries the state's cotangents alone and stacks those of the activations, from
-which each weight's gradient follows as one product over all steps.
+add to the gradient of every weight at every step. Here the forward loop keeps
+the states alone, from which all that the way back multiplies by is computed for
+all steps at once. The backward loop carries the state's cotangents alone and
+stacks those of the activations, from which each weight's gradient follows as
+one product over all steps.
 """
 
 import functools
@@ -93,65 +95,79 @@ def observe(
     stoch: [B, S C] before the first step.
     inputs: Of all steps.
   """
-  return _forward(classes, unimix, w, deter, stoch, inputs, save=False)[0]
 
-
-def _forward(classes, unimix, w, deter, stoch, inputs, *, save):
-  def step(state, inputs):
-    keep = inputs.keep[:, None]
-    deter, by_block, stoch = (x * keep for x in state)
-    by_block, products = transition.step(
-      w, deter, by_block, stoch, inputs.action
-    )
+  def step(state, xs):
+    inputs, keep = xs
+    deter, by_block, stoch = state
+    by_block, _ = transition.step(w, deter, by_block, stoch, inputs.action)
     deter = layers.from_blocks(by_block)
-    logits, post = _posterior(w, deter, inputs.token)
+    logits, _ = _posterior(w, deter, inputs.token)
     chosen = _dist(logits, classes, unimix).choose(inputs.noise)
     stoch = _onehot(chosen, classes, deter.dtype)
-    deter, by_block, stoch = _place_state(deter, by_block, stoch)
-    saved = (products, post) if save else None
-    return (deter, by_block, stoch), (Outputs(deter, logits, chosen), saved)
+    state = _place_state(*_masked(keep, deter, by_block, stoch))
+    return state, Outputs(deter, logits, chosen)
 
   inputs = inputs._replace(
     action=placement.constrain(inputs.action, None, 'rows', 'block_units'),
     token=_place_steps(inputs.token),
   )
   by_block = layers.to_blocks(deter, len(w.own))
-  start = _place_state(deter, by_block, stoch)
-  _, (outputs, saved) = jax.lax.scan(step, start, inputs)
-  return outputs, _place_steps(saved)
+  start = _place_state(*_masked(inputs.keep[0], deter, by_block, stoch))
+  xs = (inputs, _of_next(inputs.keep))
+  return jax.lax.scan(step, start, xs)[1]
+
+
+def _of_next(keep: Array) -> Array:
+  """[T, B], for each step what its state is multiplied by afterwards."""
+  return jnp.concatenate([keep[1:], jnp.ones_like(keep[:1])])
+
+
+def _masked(
+  keep: Array, deter: Array, by_block: Array, stoch: Array
+) -> tuple[Array, Array, Array]:
+  """The state, or its cotangents, times `keep` [B]."""
+  keep = keep[:, None]
+  return deter * keep, by_block * keep, stoch * keep
 
 
 def _forward_rule(classes, unimix, w, deter, stoch, inputs):
-  outputs, saved = _forward(classes, unimix, w, deter, stoch, inputs, save=True)
-  return outputs, (w, deter, stoch, inputs, outputs, saved)
+  outputs = observe(classes, unimix, w, deter, stoch, inputs)
+  return outputs, (w, deter, stoch, inputs, outputs)
 
 
 def _backward_rule(classes, unimix, residuals, cotangents):
-  w, deter, stoch, inputs, outputs, saved = residuals
+  w, deter, stoch, inputs, outputs = residuals
   keep = inputs.keep[..., None]
   onehots = _onehot(outputs.classes, classes, deter.dtype)
   deters = jnp.concatenate([deter[None], outputs.deter[:-1]]) * keep
   stochs = jnp.concatenate([stoch[None], onehots[:-1]]) * keep
   by_block = jax.vmap(lambda x: layers.to_blocks(x, len(w.own)))(deters)
+  # Of all steps at once: the loop only multiplies cotangents by what is known.
+  _, products = jax.vmap(transition.step, (None, 0, 0, 0, 0))(
+    w, deters, by_block, stochs, inputs.action
+  )
+  _, post_products = jax.vmap(_posterior, (None, 0, 0))(
+    w, outputs.deter, inputs.token
+  )
+  saved = _place_steps((products, post_products))
+  slopes = _place_steps(
+    (transition.slopes(w, by_block, saved[0]), _posterior_slopes(w, saved[1]))
+  )
+  probs = _dist(outputs.logits, classes, 0.0).probs * (1 - unimix)
 
   def step(state, xs):
-    d_deter, d_block, d_stoch = state
-    by_block, keep, logits, (saved, post), d_out, d_logits = xs
-    _, straight = jax.vjp(
-      lambda x: _flat(_dist(x, classes, unimix).probs), logits
-    )
-    d_logits = d_logits + straight(d_stoch.astype(jnp.float32))[0]
+    keep, probs, (slopes, post), d_out, d_logits = xs
+    d_deter, d_block, d_stoch = _masked(keep, *state)
+    d_logits = d_logits + _straight(probs, unimix, d_stoch)
     d_next, d_post = _posterior_cotangents(w, post, d_logits)
     d_next = layers.to_blocks(d_next + d_deter + d_out, len(w.own))
-    d_state, d_saved = transition.cotangents(
-      w, by_block, saved, d_block + d_next
-    )
-    state = _place_state(*(x * keep[:, None] for x in d_state))
-    return state, (d_logits, d_post, d_saved)
+    d_state, d_saved = transition.cotangents(w, slopes, d_block + d_next)
+    return _place_state(*d_state), (d_logits, d_post, d_saved)
 
   zeros = jax.tree.map(jnp.zeros_like, (deter, by_block[0], stoch))
-  xs = (by_block, inputs.keep, outputs.logits, saved, *cotangents[:2])
+  xs = (_of_next(inputs.keep), probs, slopes, *cotangents[:2])
   d_state, stacked = jax.lax.scan(step, _place_state(*zeros), xs, reverse=True)
+  d_deter, d_block, d_stoch = _masked(inputs.keep[0], *d_state)
   d_logits, *stacked = stacked
   d_w, d_action, d_token = _weight_cotangents(
     w,
@@ -163,24 +179,40 @@ def _backward_rule(classes, unimix, residuals, cotangents):
     d_logits,
     *_place_steps(stacked),
   )
-  d_deter = d_state[0] + layers.from_blocks(d_state[1])
+  d_deter = d_deter + layers.from_blocks(d_block)
   d_inputs = inputs._replace(
     action=d_action, token=d_token, keep=None, noise=None
   )
-  return d_w, d_deter, d_state[2], d_inputs
+  return d_w, d_deter, d_stoch, d_inputs
 
 
 observe.defvjp(_forward_rule, _backward_rule)
 
 
-def _posterior_cotangents(w, saved, d_logits):
+def _straight(probs: Array, unimix: float, d_stoch: Array) -> Array:
+  """Cotangent of the logits [B, S C] through the probabilities.
+
+  Args:
+    probs: float32 [B, S, C] softmax of the logits, times 1 - unimix.
+    unimix: Share of the uniform in the posterior.
+    d_stoch: [B, S C].
+  """
+  d_probs = d_stoch.astype(jnp.float32).reshape(probs.shape)
+  mean = jnp.sum(probs * d_probs, -1, keepdims=True) / (1 - unimix)
+  return _flat(probs * (d_probs - mean)).astype(d_stoch.dtype)
+
+
+def _posterior_slopes(w, products):
+  scales = [w.post_scale, *(x.scale for x in w.post_rest)]
+  return tuple(map(layers.norm_slopes, products, scales))
+
+
+def _posterior_cotangents(w, slopes, d_logits):
   """Of `deter`, and of the results of all activations."""
   d_acts = [transition.through(d_logits, w.logits[0])]
-  scales = [w.post_scale, *(x.scale for x in w.post_rest)]
-  for i in reversed(range(1, len(saved))):
-    d_x, _ = transition.back(saved[i], scales[i], d_acts[0])
-    d_acts.insert(0, transition.through(d_x, w.post_rest[i - 1].kernel))
-  d_x, _ = transition.back(saved[0], scales[0], d_acts[0])
+  for layer, at in zip(w.post_rest[::-1], slopes[:0:-1], strict=True):
+    d_acts.insert(0, transition.through(at.back(d_acts[0]), layer.kernel))
+  d_x = slopes[0].back(d_acts[0])
   return transition.through(d_x, w.post), tuple(d_acts)
 
 
@@ -190,6 +222,7 @@ def _weight_cotangents(
   """All at once, from what the backward loop stacked, [T, ...] each."""
   saved, saved_post = saved
   d_ins, d_hidden, d_gates = d_rest
+  d_deter_in, d_stoch_in = jnp.split(d_ins, 2, -1)
   d_x, hidden_scale = transition.back(
     saved.hidden[0], w.hidden_scale, d_hidden[0]
   )
@@ -216,8 +249,8 @@ def _weight_cotangents(
     post.append(_dense(layer, x, z, d_act)[1])
     x = transition.activate(z, layer.scale)
   d_w = Weights(
-    deter=_dense(w.deter, deters, saved.deter, d_ins[0])[1],
-    stoch=_dense(w.stoch, stochs, saved.stoch, d_ins[1])[1],
+    deter=_dense(w.deter, deters, saved.deter, d_deter_in)[1],
+    stoch=_dense(w.stoch, stochs, saved.stoch, d_stoch_in)[1],
     own=d_own,
     shared=d_shared,
     hidden_scale=hidden_scale,

@@ -15,6 +15,7 @@ from flax import struct
 from dreamer_tpu.agent import layers, placement
 
 Array = jax.Array
+BLOCK_AXES = (-3, -1)  # of one step, blocks and their units
 
 
 @struct.dataclass
@@ -116,8 +117,7 @@ def product(x: Array, kernel: Array) -> Array:
 
 def activate(x: Array, scale: Array) -> Array:
   """RMSNorm and SiLU. With blocks, the norm is over those too."""
-  axes = (-3, -1) if scale.ndim == 3 else -1
-  return layers.norm_silu(x, scale, axes)
+  return layers.norm_silu(x, scale, BLOCK_AXES if scale.ndim == 3 else -1)
 
 
 def gate(gates: Array, deter: Array) -> Array:
@@ -173,35 +173,73 @@ def through(cotangent: Array, kernel: Array) -> Array:
   return product(cotangent, jnp.swapaxes(kernel, -1, -2))
 
 
+class Slopes(NamedTuple):
+  """What the way back through steps multiplies by, in the compute dtype.
+
+  Attributes:
+    ins: [..., B, 2 H], of both input layers.
+    hidden: [..., g, B, D / g], of the hidden layers.
+    gates: [..., g, B, 3 D / g], of the next `by_block`.
+    keep: [..., g, B, D / g], of the next `by_block` by the one before.
+  """
+
+  ins: layers.NormSlopes
+  hidden: tuple[layers.NormSlopes, ...]
+  gates: Array
+  keep: Array
+
+
+def slopes(w: Weights, by_block: Array, saved: Products) -> Slopes:
+  """Of one step, or of all of them at once.
+
+  Args:
+    w: Weights.
+    by_block: [..., g, B, D / g], the state before.
+    saved: Results of the products.
+  """
+  ins = [
+    layers.norm_slopes(x, layer.scale)
+    for x, layer in ((saved.deter, w.deter), (saved.stoch, w.stoch))
+  ]
+  scales = [w.hidden_scale, *(x.scale for x in w.hidden)]
+  # Each gate acts on its own element of the state.
+  after, pull = jax.vjp(gate, saved.gates, by_block)
+  gates, keep = pull(jnp.ones_like(after))
+  return Slopes(
+    ins=jax.tree.map(lambda *x: jnp.concatenate(x, -1), *ins),
+    hidden=tuple(
+      layers.norm_slopes(x, scale, BLOCK_AXES)
+      for x, scale in zip(saved.hidden, scales, strict=True)
+    ),
+    gates=gates,
+    keep=keep,
+  )
+
+
 def cotangents(
-  w: Weights, by_block: Array, saved: Products, d_next: Array
+  w: Weights, slopes: Slopes, d_next: Array
 ) -> tuple[tuple[Array, Array, Array], tuple]:
   """The way back through `step`; its weights' follow from what it returns.
 
   Args:
     w: Weights.
-    by_block: [g, B, D / g], the state before.
-    saved: Results of the products.
+    slopes: Of this step.
     d_next: [g, B, D / g], cotangent of the next `by_block`.
 
   Returns:
     Cotangents of `deter`, `by_block` and `stoch`; and of the results of both
-    input activations, of all hidden ones, and of the gates' product.
+    input activations [B, 2 H], of all hidden ones, and of the gates' product.
   """
-  _, gate_vjp = jax.vjp(gate, saved.gates, by_block)
-  d_gates, d_block = gate_vjp(d_next)
+  d_gates = slopes.gates * jnp.concatenate([d_next] * 3, -1)
   d_acts = [through(d_gates, w.gates[0])]
-  scales = [w.hidden_scale, *(x.scale for x in w.hidden)]
-  for i in reversed(range(1, len(saved.hidden))):
-    d_x, _ = back(saved.hidden[i], scales[i], d_acts[0])
-    d_acts.insert(0, through(d_x, w.hidden[i - 1].kernel))
-  d_x, _ = back(saved.hidden[0], scales[0], d_acts[0])
-  d_block = d_block + through(d_x, w.own)
-  d_shared = through(layers.from_blocks(d_x), w.shared)
-  d_ins = jnp.split(d_shared, [w.deter.kernel.shape[-1]], -1)
-  d_x, _ = back(saved.deter, w.deter.scale, d_ins[0])
-  d_deter = through(d_x, w.deter.kernel)
-  d_x, _ = back(saved.stoch, w.stoch.scale, d_ins[1])
-  d_stoch = through(d_x, w.stoch.kernel)
-  d_saved = (tuple(d_ins), tuple(d_acts), d_gates)
-  return (d_deter, d_block, d_stoch), d_saved
+  for layer, at in zip(w.hidden[::-1], slopes.hidden[:0:-1], strict=True):
+    d_x = at.back(d_acts[0], BLOCK_AXES)
+    d_acts.insert(0, through(d_x, layer.kernel))
+  d_x = slopes.hidden[0].back(d_acts[0], BLOCK_AXES)
+  d_block = slopes.keep * d_next + through(d_x, w.own)
+  d_ins = through(layers.from_blocks(d_x), w.shared)
+  halves = lambda x: x.reshape(*x.shape[:-1], 2, -1)
+  both = layers.NormSlopes(*map(halves, slopes.ins)).back(halves(d_ins))
+  d_deter = through(both[:, 0], w.deter.kernel)
+  d_stoch = through(both[:, 1], w.stoch.kernel)
+  return (d_deter, d_block, d_stoch), (d_ins, tuple(d_acts), d_gates)
