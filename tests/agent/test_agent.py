@@ -153,29 +153,63 @@ def test_rematerialization_keeps_less_and_changes_nothing():
 def test_imagination_keeps_features_and_actions_alone():
   """It runs once, forward, and what products and gates were is not kept."""
   agent = small.make_agent()
-  state = jax.eval_shape(agent.init, jax.random.key(0))
-  carry = jax.eval_shape(lambda: agent.initial_carry(small.ROWS))
-  batch = small.make_batch(agent)
-  key = jax.random.key(0)
-  jaxpr = jax.make_jaxpr(agent.train)(state, carry, batch, key)
-  (loop,) = [x for x in _scans(jaxpr.jaxpr) if 'imagine' in x[0]]
-  stacked = [var.aval.shape for var in loop[1].outvars]
-  stacked = stacked[loop[1].params['num_carry'] :]
+  _, loop, _ = _loops(agent)
   horizon, starts = agent.config.imag_length, small.ROWS * small.STEPS
   rssm = agent.config.rssm
   inner = [(rssm.deter,), (rssm.stoch * rssm.classes,)]
   inner += [x.shape for x in agent.act_space.values()]
   expected = [(horizon, starts, *shape) for shape in inner]
-  assert sorted(stacked) == sorted(expected)
+  assert sorted(_stacked(loop)) == sorted(expected)
 
 
-def _scans(jaxpr):
-  """All loops of a program, each with the scopes around it."""
+def test_imagination_draws_and_casts_nothing_in_its_loop():
+  agent = small.make_agent(dtype=jnp.bfloat16)
+  _, loop, _ = _loops(agent)
+  body = list(_equations(loop.params['jaxpr'].jaxpr))
+  names = {x.primitive.name for x in body}
+  assert 'dot_general' in names
+  assert not [x for x in names if x.startswith(('random', 'threefry'))]
+  casts = [x for x in body if x.primitive.name == 'convert_element_type']
+  rows = small.ROWS * small.STEPS
+  for cast in casts:  # of activations and of norms' scales, not of kernels
+    (shape,) = (x.aval.shape for x in cast.invars)
+    assert len(shape) < 2 or rows in shape, cast
+
+
+def test_observation_does_only_what_is_recurrent():
+  agent = small.make_agent()
+  forward, _, backward = _loops(agent)
+  steps, rows, rssm = small.STEPS, small.ROWS, agent.config.rssm
+  inner = [rssm.deter, rssm.stoch, rssm.stoch * rssm.classes]
+  expected = [(steps, rows, n) for n in inner]
+  assert sorted(_stacked(forward)) == sorted(expected)
+  body = _equations(backward.params['jaxpr'].jaxpr)
+  names = {x.primitive.name for x in body}
+  assert 'dot_general' in names
+  assert not names & {'exp', 'logistic', 'tanh', 'rsqrt', 'sqrt', 'log'}
+
+
+def _loops(agent):
+  """The loops of an update: observation, imagination, observation backward."""
+  state = jax.eval_shape(agent.init, jax.random.key(0))
+  carry = jax.eval_shape(lambda: agent.initial_carry(small.ROWS))
+  batch = small.make_batch(agent)
+  jaxpr = jax.make_jaxpr(agent.train)(state, carry, batch, jax.random.key(0))
+  return [x for x in _equations(jaxpr.jaxpr) if x.primitive.name == 'scan']
+
+
+def _stacked(loop):
+  """Shapes of what a loop leaves of every step."""
+  shapes = [var.aval.shape for var in loop.outvars]
+  return shapes[loop.params['num_carry'] :]
+
+
+def _equations(jaxpr):
+  """All of a program, those of inner functions and loops too."""
   for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'scan':
-      yield str(eqn.source_info.name_stack), eqn
+    yield eqn
     for value in eqn.params.values():
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          yield from _scans(inner)
+          yield from _equations(inner)

@@ -1,0 +1,34 @@
+"""Memory of the host over a long run."""
+
+import pytest
+
+from tests.run import program
+
+
+@pytest.mark.slow
+def test_memory_of_the_host_stays(tmp_path):
+  """Once the replay is full, whatever is logged, reported and saved.
+
+  A report's video alone is 1.7 MB of pixels here, so that keeping each of them
+  would show in the second half as some hundred MB.
+  """
+  ended = program.run(
+    tmp_path,
+    '--config=configs/crafter.py:debug',
+    '--config.replay.size=400',
+    '--config.run.steps=4000',
+    '--config.run.log_every=1',
+    '--config.run.report_every=-1',
+    '--config.run.save_every=5',
+  )
+  assert ended.code == 0, ended.err
+  metrics = program.read(tmp_path / 'metrics.jsonl')
+  assert sum('report/loss/total' in x for x in metrics) > 300
+  assert len(program.steps(tmp_path)) >= 1
+  late = [x for x in metrics if 'usage/ram_gb' in x and x['step'] > 1000]
+  half = len(late) // 2
+  first, last = (
+    [x['usage/ram_gb'] for x in part] for part in (late[:half], late[half:])
+  )
+  grown = sum(last) / len(last) - sum(first) / len(first)
+  assert grown < 0.03, f'{first[0]:.3f} ... {last[-1]:.3f} GB'
