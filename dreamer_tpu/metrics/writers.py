@@ -1,5 +1,6 @@
 """The outputs of a run, behind one object."""
 
+import collections
 import concurrent.futures
 import difflib
 import time
@@ -16,6 +17,9 @@ from dreamer_tpu.metrics.terminal import View
 from dreamer_tpu.metrics.wandb_run import WandbRun
 
 OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
+# Calls with videos that may wait for the background thread, which takes longer
+# to encode them than a small model to make them: they would pile up in memory.
+BACKLOG = 4
 
 
 class Writers:
@@ -29,7 +33,8 @@ class Writers:
   - 'wandb': the same to Weights & Biases, if it is installed.
 
   All but the terminal and the lines of JSON is written by one background
-  thread. What fails there is raised by the next call.
+  thread. What fails there is raised by the next call. When it is `BACKLOG`
+  calls with videos behind, the next one waits for it.
 
   Use it as a context manager, or call `close` at the end.
   """
@@ -63,6 +68,9 @@ class Writers:
     self._files = 'jsonl' in outputs
     self._failed: list[concurrent.futures.Future[Any]] = []
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'metrics')
+    self._behind: collections.deque[concurrent.futures.Future[Any]] = (
+      collections.deque()
+    )
     self._closed = False
     self.view = view or View(enabled='log' in outputs)
     try:
@@ -106,6 +114,10 @@ class Writers:
       self._tensorboard.flush()
     if self._wandb:
       self._wandb.write(step, metrics)
+    if any(value.ndim == 4 for value in metrics.values()):
+      self._behind.append(self._thread.submit(int))
+    if len(self._behind) > BACKLOG:
+      self._behind.popleft().result()
 
   def score(self, step: int, score: float, length: int, mode: str) -> None:
     """Writes one finished episode to scores.jsonl.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl
-from dreamer_tpu.metrics.writers import Writers, flatten
+from dreamer_tpu.metrics.writers import BACKLOG, Writers, flatten
 
 
 def lines(path):
@@ -193,3 +194,18 @@ def test_flatten():
     'e': 'x',
     'f': 'None',
   }
+
+
+def test_videos_do_not_pile_up(tmp_path):
+  """However fast they come, and all of them are written."""
+  rng = np.random.default_rng(0)
+  videos, most, count = [], 0, 4 * BACKLOG
+  with Writers(tmp_path, ('jsonl',)) as writers:
+    for i in range(count):
+      frames = rng.integers(0, 256, (16, 64, 64, 3), np.uint8)
+      videos.append(weakref.ref(frames))
+      writers.write(i, {f'openloop/{i}': frames}, frames=i, update=i)
+      del frames
+      most = max(most, sum(video() is not None for video in videos))
+  assert 1 < most <= BACKLOG + 2
+  assert len(list((tmp_path / 'videos/openloop').glob('*.gif'))) == count
