@@ -16,16 +16,16 @@ def test_memory_of_the_host_stays(tmp_path):
     tmp_path,
     '--config=configs/crafter.py:debug',
     '--config.replay.size=400',
-    '--config.run.steps=4000',
+    '--config.run.steps=2400',
     '--config.run.log_every=1',
     '--config.run.report_every=-1',
     '--config.run.save_every=5',
   )
   assert ended.code == 0, ended.err
   metrics = program.read(tmp_path / 'metrics.jsonl')
-  assert sum('report/loss/total' in x for x in metrics) > 300
+  assert sum('report/loss/total' in x for x in metrics) > 250
   assert len(program.steps(tmp_path)) >= 1
-  late = [x for x in metrics if 'usage/ram_gb' in x and x['step'] > 1000]
+  late = [x for x in metrics if 'usage/ram_gb' in x and x['step'] > 800]
   half = len(late) // 2
   first, last = (
     [x['usage/ram_gb'] for x in part] for part in (late[:half], late[half:])
