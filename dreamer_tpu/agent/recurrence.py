@@ -153,7 +153,7 @@ def _backward_rule(classes, unimix, residuals, cotangents):
   slopes = _place_steps(
     (transition.slopes(w, by_block, saved[0]), _posterior_slopes(w, saved[1]))
   )
-  probs = _dist(outputs.logits, classes, 0.0).probs * (1 - unimix)
+  probs = _dist(outputs.logits, classes, 0.0).probs
 
   def step(state, xs):
     keep, probs, (slopes, post), d_out, d_logits = xs
@@ -193,13 +193,14 @@ def _straight(probs: Array, unimix: float, d_stoch: Array) -> Array:
   """Cotangent of the logits [B, S C] through the probabilities.
 
   Args:
-    probs: float32 [B, S, C] softmax of the logits, times 1 - unimix.
+    probs: float32 [B, S, C] softmax of the logits.
     unimix: Share of the uniform in the posterior.
     d_stoch: [B, S C].
   """
   d_probs = d_stoch.astype(jnp.float32).reshape(probs.shape)
-  mean = jnp.sum(probs * d_probs, -1, keepdims=True) / (1 - unimix)
-  return _flat(probs * (d_probs - mean)).astype(d_stoch.dtype)
+  mean = jnp.sum(probs * d_probs, -1, keepdims=True)
+  d_logits = (1 - unimix) * probs * (d_probs - mean)
+  return _flat(d_logits).astype(d_stoch.dtype)
 
 
 def _posterior_slopes(w, products):

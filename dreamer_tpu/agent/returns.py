@@ -31,26 +31,14 @@ def lambda_return(
   live = (1 - term.astype(jnp.float32)) * discount
   cont = (1 - last.astype(jnp.float32)) * lam
   interim = reward + live * (1 - cont) * boot
-  return _discounted_sums(interim[:, 1:], (live * cont)[:, 1:], boot[:, -1:])
-
-
-def _discounted_sums(
-  value: jax.Array, factor: jax.Array, end: jax.Array
-) -> jax.Array:
-  """x_t = value_t + factor_t x_{t+1} along the second axis, up to `end`.
-
-  Every round doubles the steps that are summed up. A loop over steps would take
-  accelerators much longer to start, step by step, than to compute.
-
-  Args:
-    value: [B, T].
-    factor: [B, T].
-    end: [B, 1], what follows the last step.
-  """
-  spans = [2**i for i in range(value.shape[1].bit_length())]
-  value = jnp.concatenate([value, end], 1)
-  factor = jnp.pad(factor, ((0, 0), (0, 1)))
-  for span in spans:
-    later = lambda x, n=span: jnp.pad(x[:, n:], ((0, 0), (0, n)))
-    value, factor = value + factor * later(value), factor * later(factor)
-  return value[:, :-1]
+  # x_t = value_t + factor_t x_{t+1}. A loop over steps would take accelerators
+  # much longer to start, step by step, than to compute.
+  value = jnp.concatenate([interim[:, 1:], boot[:, -1:]], 1)
+  factor = jnp.pad((live * cont)[:, 1:], ((0, 0), (0, 1)))
+  _, sums = jax.lax.associative_scan(
+    lambda later, x: (x[0] * later[0], x[1] + x[0] * later[1]),
+    (factor, value),
+    reverse=True,
+    axis=1,
+  )
+  return sums[:, :-1]
