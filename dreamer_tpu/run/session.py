@@ -108,7 +108,7 @@ class Session:
     self._moved = threading.Condition()
     self._stop = False
     self._updates = config.run.updates
-    self._ready = self._learning.ready
+    self._ready = self._agreement.every(self._learning.ready)
     self._load(saved)
 
   def _load(self, saved: dict[str, Any]) -> None:
@@ -173,12 +173,14 @@ class Session:
       self._moved.notify_all()
 
   def behind(self) -> bool:
-    """Whether the learner has so much to do that acting should wait for it."""
+    """Whether acting should wait: for updates, or for other hosts' replays."""
     if self._updates:
       return True
+    if not self._ready:
+      return self._learning.ready
     step = self._rate * self._envs
     owed = self._owed + self._acted * self._rate
-    return self._ready and owed > 1 + 2 * step
+    return owed > 1 + 2 * step
 
   def wait(self, until: Callable[[], bool]) -> None:
     """Waits for the other thread to move, until it is so; not for long."""
