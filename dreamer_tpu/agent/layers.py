@@ -131,6 +131,48 @@ def cast(params: Any, dtype: jnp.dtype) -> Any:
   )
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., i] [i, o] -> [..., o], with a gradient that is fast on CPUs.
+
+  Of many steps' many rows and a narrow layer, XLA for CPU first transposes what
+  it multiplies, and takes twice as long as with a product per step.
+  """
+  return x @ kernel
+
+
+def _product_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, d_z):
+  x, kernel = residuals
+  at_once = functools.partial(jnp.einsum, '...i,...o->io')
+  if _narrow(x, *kernel.shape) and not placement.spread():
+    d_kernel = jax.lax.platform_dependent(
+      x, d_z, cpu=_kernel_by_step, default=at_once
+    )
+  else:  # Several devices sum up one product, not one of every step.
+    d_kernel = at_once(x, d_z)
+  return d_z @ kernel.T, d_kernel
+
+
+def _narrow(x, inputs, outputs):
+  """Whether a product per step, kept, is little beside what it is made of."""
+  if x.ndim != 3:
+    return False
+  return 8 * inputs * outputs <= x.shape[1] * (inputs + outputs)
+
+
+def _kernel_by_step(x, d_z):
+  if x.shape[-1] > d_z.shape[-1]:  # The narrower one is transposed.
+    return jnp.einsum('tni,tno->toi', x, d_z).sum(0).T
+  return jnp.einsum('tni,tno->tio', x, d_z).sum(0)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nnx.Module):
   """x @ kernel + bias: [..., inputs] -> [..., outputs]."""
 
@@ -153,7 +195,8 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.kernel[...].astype(self.dtype)
-    return x.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+    bias = self.bias[...].astype(self.dtype)
+    return product(x.astype(self.dtype), kernel) + bias
 
   def of_state(self, *parts: jax.Array) -> jax.Array:
     """The same of parts of the model's state, side by side.
@@ -168,7 +211,8 @@ class Linear(nnx.Module):
       placement.by_inputs(k, 'units') for k in jnp.split(kernel, ends[:-1])
     ]
     products = [
-      x.astype(self.dtype) @ k for x, k in zip(parts, kernels, strict=True)
+      product(x.astype(self.dtype), k)
+      for x, k in zip(parts, kernels, strict=True)
     ]
     x = functools.reduce(jnp.add, products)
     x = placement.constrain(x, *['any'] * (x.ndim - 1), 'units')

@@ -1,7 +1,7 @@
 """Where activations live when a model is spread over devices.
 
-The agent names axes; whoever compiles it says what they mean. Without that,
-both functions return their argument.
+The agent names axes; whoever compiles it for several devices says what they
+mean. Without that, arrays stay as they are.
 """
 
 import contextlib
@@ -21,13 +21,18 @@ _place: contextvars.ContextVar[Place | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def using(place: Place) -> Iterator[None]:
-  """While a program is traced, arrays are placed by `place`."""
+def using(place: Place | None) -> Iterator[None]:
+  """While a program is traced, arrays are placed by `place`, if any."""
   token = _place.set(place)
   try:
     yield
   finally:
     _place.reset(token)
+
+
+def spread() -> bool:
+  """Whether the program is for several devices."""
+  return _place.get() is not None
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -92,8 +92,10 @@ def state(
   return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
-def placing(mesh: Mesh, rules: Mapping[str, str | None]) -> placement.Place:
-  """How activations lie on the mesh, for `placement.using`.
+def placing(
+  mesh: Mesh, rules: Mapping[str, str | None]
+) -> placement.Place | None:
+  """How activations lie on the mesh, for `placement.using`; None on one device.
 
   'rows' are those of the batch, 'images' are also split over `model` where
   they divide, 'any' is left open, the other names are as of parameters.
@@ -103,6 +105,9 @@ def placing(mesh: Mesh, rules: Mapping[str, str | None]) -> placement.Place:
     mesh: The device mesh.
     rules: Mesh axis, or None, per logical axis name.
   """
+
+  if mesh.size == 1:
+    return None
 
   def place(x: jax.Array, axes: placement.Axes | None) -> jax.Array:
     if axes is None:
