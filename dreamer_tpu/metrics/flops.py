@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 # Peak dense bfloat16 FLOP/s of one device, by the start of its device kind;
 # the first that fits is taken.
@@ -90,9 +91,11 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
-  """Counts the FLOPs of a traced program."""
+  """Counts the FLOPs of a traced program, but for what nothing depends on."""
   totals: Totals = collections.defaultdict(float)
-  exact = _walk(_open(jaxpr), 1.0, totals, '')
+  jaxpr = _open(jaxpr)
+  used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  exact = _walk(used, 1.0, totals, '')
   by_primitive: dict[str, float] = collections.defaultdict(float)
   by_scope: dict[str, float] = collections.defaultdict(float)
   for (name, scope), flops in sorted(totals.items(), key=lambda x: -x[1]):

@@ -140,6 +140,14 @@ def test_cond_takes_the_larger_branch():
   assert flops.count(fn, *args).matmul == 2 * 2 * 8**3
 
 
+def test_what_nothing_depends_on_is_free():
+  def fn(x):
+    _ = jax.jit(lambda y: y @ y)(x)
+    return jax.vjp(jnp.matmul, x, x)[1](x)[0]
+
+  assert flops.count(fn, shape(8, 8)).matmul == 2 * 8**3
+
+
 def test_wrapped_functions_are_entered():
   @jax.custom_vjp
   def custom(x):
@@ -148,7 +156,7 @@ def test_wrapped_functions_are_entered():
   custom.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x,))
   for fn in (custom, jax.jit(custom), jax.checkpoint(custom)):
     assert flops.count(fn, shape(8, 8)).matmul == 2 * 8**3
-  remat = jax.grad(jax.checkpoint(lambda x: jnp.sin(x @ x).sum()))
+  remat = jax.value_and_grad(jax.checkpoint(lambda x: jnp.sin(x @ x).sum()))
   # Forward, again before the backward, and two for the gradient.
   assert flops.count(remat, shape(8, 8)).matmul == 4 * 2 * 8**3
 
