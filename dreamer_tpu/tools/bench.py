@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(rest)
     if args.repeat < 1:
       raise UserError(f'--repeat={args.repeat}: it takes at least one.')
-    platform.choose()
     module = importlib.import_module(f'dreamer_tpu.tools.{MODULES[args.part]}')
     rows = getattr(module, args.part)(config, args.repeat)
   except UserError as error:
@@ -84,4 +83,6 @@ def _text(value: Any) -> str:
 
 
 if __name__ == '__main__':
+  platform.choose()
+  platform.use_huge_pages()  # As main.py does.
   sys.exit(main())
