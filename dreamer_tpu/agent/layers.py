@@ -133,10 +133,10 @@ def cast(params: Any, dtype: jnp.dtype) -> Any:
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., i] [i, o] -> [..., o], with a gradient that is fast on CPUs.
+  """[..., i] [i, o] -> [..., o] in their dtype; its gradient is fast on CPUs.
 
-  Of many steps' many rows and a narrow layer, XLA for CPU first transposes what
-  it multiplies, and takes twice as long as with a product per step.
+  For the gradient of a narrow kernel with many rows, XLA for CPU transposes all
+  rows first, and takes twice as long as for a product per step.
   """
   return x @ kernel
 
@@ -165,9 +165,12 @@ def _narrow(x, inputs, outputs):
 
 
 def _kernel_by_step(x, d_z):
+  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   if x.shape[-1] > d_z.shape[-1]:  # The narrower one is transposed.
-    return jnp.einsum('tni,tno->toi', x, d_z).sum(0).T
-  return jnp.einsum('tni,tno->tio', x, d_z).sum(0)
+    d_kernel = einsum('tni,tno->toi', x, d_z).sum(0).T
+  else:
+    d_kernel = einsum('tni,tno->tio', x, d_z).sum(0)
+  return d_kernel.astype(x.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

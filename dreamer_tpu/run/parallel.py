@@ -1,8 +1,9 @@
 """Acting and learning at the same time, each in a thread of its own.
 
 Neither waits for the other but to keep to `run.train_ratio`: the actor when
-the learner falls behind, the learner when no update is due. All collectives
-are launched by the main thread, which learns.
+the learner falls behind, the learner when no update is due. Before the first
+update, an actor with a filled replay waits for those of other hosts. All
+collectives are launched by the main thread, which learns.
 """
 
 import contextlib

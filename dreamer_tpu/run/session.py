@@ -122,9 +122,9 @@ class Session:
     if self.going and not self._ready:
       if self._updates:
         raise UserError(
-          f'run.updates={self._updates} learns from the replay of the logdir, '
-          f'of which {self._learning.needed:,} sequence starts are needed here '
-          f'and {len(self._replay):,} are there; act first, without it.'
+          f'run.updates={self._updates} learns from the replay of the logdir: '
+          f'every host needs {self._learning.needed:,} sequence starts of it, '
+          f'this one has {len(self._replay):,}; act first, without it.'
         )
       needed = self._learning.needed * self._pod.count
       self._view.status(f'Filling the replay up to {needed:,} sequences.')

@@ -38,6 +38,29 @@ def test_gradients(x, outputs, by_step):
   assert by_step is None or f'f32{by_step}' in text
 
 
+@pytest.mark.parametrize(('platform', 'by_step'), [('cpu', 1), ('tpu', 0)])
+def test_only_cpus_multiply_by_step(platform, by_step):
+  x, kernel = jnp.ones(NARROW), jnp.ones((4, 9))
+  loss = lambda kernel: layers.product(x, kernel).sum()
+  lowered = (
+    jax.jit(jax.grad(loss)).trace(kernel).lower(lowering_platforms=(platform,))
+  )
+  assert ('tensor<6x4x9xf32>' in lowered.as_text()) == by_step
+
+
+def test_a_product_per_step_is_rounded_once():
+  keys = jax.random.split(jax.random.key(0))
+  x, d_z = (
+    jax.random.normal(k, (64, 64, n)).astype(jnp.bfloat16)
+    for k, n in zip(keys, (4, 9), strict=True)
+  )
+  _, back = jax.vjp(layers.product, x, jnp.ones((4, 9), jnp.bfloat16))
+  wanted = np.einsum('tni,tno->io', *(np.float64(y) for y in (x, d_z)))
+  found = back(d_z)[1]
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.float64(found), wanted, rtol=2**-8, atol=1e-3)
+
+
 def test_devices_sum_up_one_product():
   with placement.using(lambda x, axes: x):
     wanted, _ = gradients(jnp.matmul, NARROW, 9)

@@ -230,7 +230,7 @@ def test_updates_without_acting(tmp_path):
   learns = ('--config.run.updates=30', '--config.run.save_every=0')
   ended = program.run(tmp_path, CARTPOLE, *learns)
   assert ended.code == 1
-  assert '64 sequence starts are needed here and 0 are there' in ended.err[0]
+  assert 'needs 64 sequence starts of it, this one has 0' in ended.err[0]
   random = (
     '--config.policy.mode=random',
     '--config.run.train_ratio=0',
