@@ -132,7 +132,7 @@ def _walk(
     name = eqn.primitive.name
     scope = '/'.join(filter(None, (outside, str(eqn.source_info.name_stack))))
     if name == 'cond':
-      exact &= _walk_branches(eqn.params['branches'], times, totals, scope)
+      exact &= _walk_branches(eqn.params, times, totals, scope)
     elif name.startswith('scatter'):
       # Its jaxpr combines two scalars.
       if name != 'scatter':
@@ -147,9 +147,13 @@ def _walk(
 
 
 def _walk_branches(
-  branches: Any, times: float, totals: Totals, scope: str
+  params: Any, times: float, totals: Totals, scope: str
 ) -> bool:
-  """Adds the most expensive branch."""
+  """Adds the most expensive branch, or the one that no platform has to itself."""
+  branches = params['branches']
+  platforms = params.get('branches_platforms')
+  if platforms and None in platforms:
+    branches = [branches[platforms.index(None)]]
   counts: list[Totals] = [collections.defaultdict(float) for _ in branches]
   exact = [
     _walk(_open(branch), times, result, scope)

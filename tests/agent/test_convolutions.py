@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamer_tpu.agent import convolutions
+from dreamer_tpu.agent import convolutions, placement
 
 SIZES = [3, 4, 5, 6]
 
@@ -79,3 +79,68 @@ def test_equal_maxima_share_the_gradient():
   grad = jax.grad(lambda x: convolutions.max_of_cells(x).sum())(x)
   expected = [0, 0.5, 0.5, 0, 0.25, 0.25, 0.25, 0.25]
   np.testing.assert_allclose(grad.ravel(), expected)
+
+
+def kernel_gradient(x, d_y, size, dtype=jnp.float32):
+  """By `convolve`, and what was compiled."""
+  kernel = jnp.zeros((size, size, x.shape[-1], d_y.shape[-1]), dtype)
+  padding = (size - 1) // 2, size // 2
+
+  def gradient(x, d_y):
+    convolve = lambda kernel: convolutions.convolve(x, kernel, padding)
+    return jax.vjp(convolve, kernel)[1](d_y)[0]
+
+  compiled = jax.jit(gradient).lower(x, d_y).compile()
+  return compiled(x, d_y), compiled.as_text()
+
+
+def kernel_gradient_by_taps(x, d_y, size):
+  """float64 [size, size, i, o], tap by tap."""
+  x, d_y = np.float64(x), np.float64(d_y)
+  height, width = x.shape[1:3]
+  before = (size - 1) // 2
+  around = (before, size // 2)
+  x = np.pad(x, ((0, 0), around, around, (0, 0)))
+  tap = lambda a, b: np.einsum(
+    'nhwi,nhwo->io', x[:, a : a + height, b : b + width], d_y
+  )
+  return np.array([[tap(a, b) for b in range(size)] for a in range(size)])
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_gradient_of_the_kernel_by_windows(size, monkeypatch):
+  monkeypatch.setattr(convolutions, '_CHUNK', 6 * 10 * 4)
+  rng = np.random.default_rng(0)
+  x, d_y = (
+    jnp.asarray(rng.normal(size=(9, 6, 10, c)), jnp.float32) for c in (3, 4)
+  )
+  found, text = kernel_gradient(x, d_y, size)
+  wanted = kernel_gradient_by_taps(x, d_y, size)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+  # Three images at a time: no more than four, and a divisor of nine.
+  assert f'f32[{3 * size},{4 * size}]' in text
+  assert 'f32[3,3,6,10,3]' in text
+  with placement.using(lambda x, axes: x):  # of several devices
+    found, text = kernel_gradient(x, d_y, size)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+  assert f'f32[{3 * size},{4 * size}]' not in text
+
+
+def test_gradient_of_the_kernel_is_rounded_once():
+  rng = np.random.default_rng(0)
+  x, d_y = (
+    jnp.asarray(rng.normal(size=(64, 16, 16, c)), jnp.bfloat16) for c in (3, 4)
+  )
+  found, _ = kernel_gradient(x, d_y, 5, jnp.bfloat16)
+  assert found.dtype == jnp.bfloat16
+  wanted = kernel_gradient_by_taps(x, d_y, 5)
+  np.testing.assert_allclose(np.float64(found), wanted, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize(('platform', 'windows'), [('cpu', 1), ('tpu', 0)])
+def test_only_cpus_take_windows(platform, windows):
+  x, kernel = image(channels=3), jnp.ones((5, 5, 3, 4))
+  loss = lambda kernel: convolutions.convolve(x, kernel, (2, 2)).sum()
+  traced = jax.jit(jax.grad(loss)).trace(kernel)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert ('tensor<15x20xf32>' in text) == windows

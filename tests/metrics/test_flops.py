@@ -140,6 +140,15 @@ def test_cond_takes_the_larger_branch():
   assert flops.count(fn, *args).matmul == 2 * 2 * 8**3
 
 
+def test_what_a_platform_does_in_another_way_is_not_counted():
+  def fn(x):
+    return jax.lax.platform_dependent(
+      x, cpu=lambda y: y @ y @ y, default=lambda y: y @ y
+    )
+
+  assert flops.count(fn, jnp.ones((4, 4))).matmul == 2 * 4**3
+
+
 def test_what_nothing_depends_on_is_free():
   def fn(x):
     _ = jax.jit(lambda y: y @ y)(x)
