@@ -7,7 +7,13 @@ import pytest
 
 from dreamer_tpu.agent import layers, placement
 
-NARROW, WIDE = (6, 64, 4), (6, 64, 9)  # [T, N, ...], with kernels of 4 and 9.
+ROWS = (6, 64)  # are cut into three parts of 128.
+IN_PARTS = 'f32[3,4,9]'
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+  monkeypatch.setattr(layers, '_ROWS', 100)
 
 
 def gradients(product, x, outputs):
@@ -21,34 +27,36 @@ def gradients(product, x, outputs):
 
 
 @pytest.mark.parametrize(
-  ('x', 'outputs', 'by_step'),
+  ('rows', 'inputs', 'outputs', 'in_parts'),
   [
-    (NARROW, 9, '[6,4,9]'),
-    (WIDE, 4, '[6,4,9]'),
-    ((6, 4, 4), 9, None),  # few rows
-    ((64, 4), 9, None),
-    ((4,), 9, None),
+    (ROWS, 4, 9, True),
+    (ROWS, 9, 4, True),
+    ((6, 8, 8), 4, 9, True),
+    ((6, 32), 4, 9, False),  # too few rows
+    ((7, 64), 4, 9, False),  # not to be cut
+    ((384,), 4, 9, False),
+    ((), 4, 9, False),
   ],
 )
-def test_gradients(x, outputs, by_step):
-  wanted, _ = gradients(jnp.matmul, x, outputs)
-  found, text = gradients(layers.product, x, outputs)
+def test_gradients(rows, inputs, outputs, in_parts):
+  wanted, _ = gradients(jnp.matmul, (*rows, inputs), outputs)
+  found, text = gradients(layers.product, (*rows, inputs), outputs)
   for a, b in zip(wanted, found, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
-  assert by_step is None or f'f32{by_step}' in text
+  assert (IN_PARTS in text) == in_parts
 
 
-@pytest.mark.parametrize(('platform', 'by_step'), [('cpu', 1), ('tpu', 0)])
-def test_only_cpus_multiply_by_step(platform, by_step):
-  x, kernel = jnp.ones(NARROW), jnp.ones((4, 9))
+@pytest.mark.parametrize(('platform', 'in_parts'), [('cpu', 1), ('tpu', 0)])
+def test_only_cpus_multiply_in_parts(platform, in_parts):
+  x, kernel = jnp.ones((*ROWS, 4)), jnp.ones((4, 9))
   loss = lambda kernel: layers.product(x, kernel).sum()
   lowered = (
     jax.jit(jax.grad(loss)).trace(kernel).lower(lowering_platforms=(platform,))
   )
-  assert ('tensor<6x4x9xf32>' in lowered.as_text()) == by_step
+  assert ('tensor<3x4x9xf32>' in lowered.as_text()) == in_parts
 
 
-def test_a_product_per_step_is_rounded_once():
+def test_a_product_in_parts_is_rounded_once():
   keys = jax.random.split(jax.random.key(0))
   x, d_z = (
     jax.random.normal(k, (64, 64, n)).astype(jnp.bfloat16)
@@ -63,8 +71,8 @@ def test_a_product_per_step_is_rounded_once():
 
 def test_devices_sum_up_one_product():
   with placement.using(lambda x, axes: x):
-    wanted, _ = gradients(jnp.matmul, NARROW, 9)
-    found, text = gradients(layers.product, NARROW, 9)
+    wanted, _ = gradients(jnp.matmul, (*ROWS, 4), 9)
+    found, text = gradients(layers.product, (*ROWS, 4), 9)
   for a, b in zip(wanted, found, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
-  assert 'f32[6,4,9]' not in text
+  assert IN_PARTS not in text
