@@ -67,7 +67,8 @@ acquire() {
 install() {
   local archive
   archive=$(mktemp --suffix=.tgz)
-  tar --exclude=.venv --exclude=.git --exclude=./runs -czf "$archive" .
+  tar --exclude={.venv,.git,'.*_cache',__pycache__,./runs,./logdir} \
+    -czf "$archive" .
   tpus tpu-vm scp "$archive" "$name:dreamer_tpu.tgz" --worker=all
   rm "$archive"
   on all 'mkdir -p dreamer_tpu && tar -xzf dreamer_tpu.tgz -C dreamer_tpu &&
