@@ -70,7 +70,7 @@ def _kernel_by_windows(x, d_y, padding):
 
   Of `x` there are k copies side by side, each moved by a column, and of `d_y`
   k, each moved by a row: all pairs of these in one product are the taps. As a
-  convolution, whose window is the whole image, it takes 2 to 7 times as long.
+  convolution, whose window is the whole image, it takes up to 7 times as long.
   """
   before, after = padding
   size = before + after + 1
