@@ -1,6 +1,6 @@
 """Predictions from `feat`: reward, continuation, value and policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,9 +79,16 @@ class PolicyHead(nnx.Module):
         out = layers.Linear(config.units, space.size, **kw)
         setattr(self, f'{decoder.name(key)}_{part}', out)
 
-  def __call__(self, feat: Feat) -> 'Policy':
-    """Distributions of the action [...] per key."""
-    x = self.mlp.of_state(*feat)
+  def __call__(
+    self, feat: Feat, known: Sequence[jax.Array] | None = None
+  ) -> 'Policy':
+    """Distributions of the action [...] per key.
+
+    Args:
+      feat: What the head sees.
+      known: `Policy.linear`, if it has been computed before.
+    """
+    x, linear = self.mlp.recalling(*feat, known=known)
     dists: dict[str, Categorical | BoundedNormal] = {}
     for key, space in self.spaces.items():
       prefix = decoder.name(key)
@@ -94,7 +101,7 @@ class PolicyHead(nnx.Module):
         mean = getattr(self, f'{prefix}_mean')(x).reshape(*batch, *space.shape)
         std = getattr(self, f'{prefix}_std')(x).reshape(*batch, *space.shape)
         dists[key] = BoundedNormal.create(mean, std, *self.bounds)
-    return Policy(dists, self.spaces)
+    return Policy(dists, self.spaces, linear)
 
   def noise(
     self, key: jax.Array | None, batch: tuple[int, ...]
@@ -119,15 +126,23 @@ def _kind(space: spaces.Space) -> type[Categorical] | type[BoundedNormal]:
 
 
 class Policy:
-  """Independent action distributions, one per key."""
+  """Independent action distributions, one per key.
+
+  Attributes:
+    dists: Per key.
+    spaces: Per key.
+    linear: Results [..., units] of the linear layers before, without norms.
+  """
 
   def __init__(
     self,
     dists: Mapping[str, Categorical | BoundedNormal],
     act_space: Mapping[str, spaces.Space],
+    linear: Sequence[jax.Array],
   ):
     self.dists = dists
     self.spaces = act_space
+    self.linear = linear
 
   def choose(self, noise: Noise | None) -> dict[str, jax.Array]:
     """An action per key, [..., *space.shape].

@@ -19,7 +19,7 @@ def rollout(
   start: Tree,
   horizon: int,
   key: jax.Array | None,
-) -> tuple[Feat, Tree, Feat]:
+) -> tuple[Feat, Tree, list[jax.Array], Feat]:
   """Imagines H steps; nothing carries gradients.
 
   Args:
@@ -31,16 +31,18 @@ def rollout(
     key: PRNG key, or None to take modes.
 
   Returns:
-    Features and actions of H steps, time first: [H, N, D] and [H, N, S C], and
-    [H, N, ...] per action key. The feature that follows, [N, D] and [N, S C].
+    Of H steps, time first: features [H, N, D] and [H, N, S C], actions
+    [H, N, ...] per key, and `Policy.linear`, [H, N, units] each. The feature
+    that follows, [N, D] and [N, S C].
   """
   imagine = rssm.imagine()
 
   def step(state, noise):
     feat = rssm.feat(state)
-    action = policy(feat).choose(noise['action'])
+    acting = policy(feat)
+    action = acting.choose(noise['action'])
     state = imagine(state, spaces.concat(act_space, action), noise['stoch'])
-    return state, (feat, action)
+    return state, (feat, action, acting.linear)
 
   act_key, state_key = split(key)
   batch = (horizon, len(start['deter']))
@@ -49,8 +51,10 @@ def rollout(
     'stoch': rssm.noise(state_key, batch),
   }
   start = rssm.by_block(start)
-  state, (feats, actions) = jax.lax.scan(step, start, noise, length=horizon)
-  return jax.lax.stop_gradient((feats, actions, rssm.feat(state)))
+  state, (feats, actions, linear) = jax.lax.scan(
+    step, start, noise, length=horizon
+  )
+  return jax.lax.stop_gradient((feats, actions, linear, rssm.feat(state)))
 
 
 def split(key: jax.Array | None) -> Any:

@@ -8,6 +8,7 @@ derive where it lives.
 import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -135,12 +136,7 @@ def cast(params: Any, dtype: jnp.dtype) -> Any:
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., i] [i, o] -> [..., o] in their dtype; its gradient is fast on CPUs.
-
-  For a kernel's gradient, XLA for CPU transposes all rows of `x` first, which
-  takes as long as the product where either is narrow. A few products of the
-  narrower one, transposed, take 0.4 to 1 of the time.
-  """
+  """[..., i] [i, o] -> [..., o] in their dtype; see `kernel_gradient`."""
   return x @ kernel
 
 
@@ -150,39 +146,49 @@ def _product_forward(x, kernel):
 
 def _product_backward(residuals, d_z):
   x, kernel = residuals
-  at_once = functools.partial(jnp.einsum, '...i,...o->io')
-  parts = _parts(x)
-  if parts > 1 and not placement.spread():
-    in_parts = functools.partial(_kernel_in_parts, parts)
-    d_kernel = jax.lax.platform_dependent(x, d_z, cpu=in_parts, default=at_once)
-  else:  # Several devices sum up one product, not several.
-    d_kernel = at_once(x, d_z)
-  return d_z @ kernel.T, d_kernel
-
-
-def _parts(x):
-  """Into how many parts the first axis can be cut that have enough rows."""
-  if x.ndim < 3:
-    return 1
-  most = max(1, math.prod(x.shape[:-1]) // _ROWS)
-  return max(n for n in range(1, most + 1) if x.shape[0] % n == 0)
-
-
-def _kernel_in_parts(parts, x, d_z):
-  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  cut = lambda x: x.reshape(parts, -1, x.shape[-1])
-  if x.shape[-1] > d_z.shape[-1]:
-    d_kernel = einsum('pni,pno->poi', cut(x), cut(d_z)).sum(0).T
-  else:
-    d_kernel = einsum('pni,pno->pio', cut(x), cut(d_z)).sum(0)
-  return d_kernel.astype(x.dtype)
+  return d_z @ kernel.T, kernel_gradient(x, d_z)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
+def kernel_gradient(x: jax.Array, d_z: jax.Array) -> jax.Array:
+  """[..., i] [..., o] -> [i, o] in their dtype: the sum over all rows.
+
+  XLA for CPU transposes all rows of `x` first, which takes as long as the
+  product where either is narrow. Products of parts, of which the narrower one
+  is transposed, take 0.4 to 1 of the time.
+  """
+  at_once = functools.partial(jnp.einsum, '...i,...o->io')
+  if placement.spread():  # Several devices sum up one product, not several.
+    return at_once(x, d_z)
+  return jax.lax.platform_dependent(x, d_z, cpu=_in_parts, default=at_once)
+
+
+def _in_parts(x, d_z):
+  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  x, d_z = (_cut(x) for x in (x, d_z))
+  if x.shape[-1] > d_z.shape[-1]:
+    turned = einsum('pni,pno->poi', x, d_z).sum(0)
+    # Else XLA turns the product, not its result.
+    kernel = jax.lax.optimization_barrier(turned).T
+  else:
+    kernel = einsum('pni,pno->pio', x, d_z).sum(0)
+  return kernel.astype(d_z.dtype)
+
+
+def _cut(x):
+  """[p, n, units], in as many parts of the first axis as have enough rows."""
+  most = max(1, math.prod(x.shape[:-1]) // _ROWS)
+  parts = max(n for n in range(1, most + 1) if len(x) % n == 0)
+  return x.reshape(parts, -1, x.shape[-1])
+
+
 class Linear(nnx.Module):
-  """x @ kernel + bias: [..., inputs] -> [..., outputs]."""
+  """x @ kernel + bias: [..., inputs] -> [..., outputs].
+
+  A result that has been computed before is taken as `known`; see `recall`.
+  """
 
   def __init__(
     self,
@@ -201,12 +207,15 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:])
     self.dtype = dtype
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, known: jax.Array | None = None) -> jax.Array:
     kernel = self.kernel[...].astype(self.dtype)
     bias = self.bias[...].astype(self.dtype)
-    return product(x.astype(self.dtype), kernel) + bias
+    linear = lambda x, kernel, bias: product(x, kernel) + bias
+    return recall(linear, known, x.astype(self.dtype), kernel, bias)
 
-  def of_state(self, *parts: jax.Array) -> jax.Array:
+  def of_state(
+    self, *parts: jax.Array, known: jax.Array | None = None
+  ) -> jax.Array:
     """The same of parts of the model's state, side by side.
 
     Devices that share a model hold a piece of every part. Each multiplies it
@@ -218,13 +227,36 @@ class Linear(nnx.Module):
     kernels = [
       placement.by_inputs(k, 'units') for k in jnp.split(kernel, ends[:-1])
     ]
-    products = [
-      product(x.astype(self.dtype), k)
-      for x, k in zip(parts, kernels, strict=True)
-    ]
-    x = functools.reduce(jnp.add, products)
-    x = placement.constrain(x, *['any'] * (x.ndim - 1), 'units')
-    return x + self.bias[...].astype(self.dtype)
+    bias = self.bias[...].astype(self.dtype)
+    inputs = [x.astype(self.dtype) for x in parts]
+    return recall(_of_parts, known, inputs, kernels, bias)
+
+
+def _of_parts(parts, kernels, bias):
+  x = functools.reduce(jnp.add, map(product, parts, kernels))
+  return placement.constrain(x, *['any'] * (x.ndim - 1), 'units') + bias
+
+
+def recall(fn: Callable, known: jax.Array | None, *args: Any) -> jax.Array:
+  """`fn(*args)`, or if that is known, it with the gradient of `fn` at `args`.
+
+  Args:
+    fn: Needs no more than `args` for its gradient.
+    known: What `fn(*args)` has been; None to compute it.
+    *args: Trees of arrays.
+  """
+  if known is None:
+    return fn(*args)
+
+  @jax.custom_vjp
+  def recalled(known, *args):
+    return known
+
+  recalled.defvjp(
+    lambda known, *args: (known, args),
+    lambda args, cotangent: (None, *jax.vjp(fn, *args)[1](cotangent)),
+  )
+  return recalled(known, *args)
 
 
 class BlockLinear(nnx.Module):
@@ -330,7 +362,24 @@ class MLP(nnx.Module):
 
   def of_state(self, *parts: jax.Array) -> jax.Array:
     """See `Linear.of_state`."""
-    return self.rest(self.layer(0).of_state(*parts), 1)
+    return self.recalling(*parts)[0]
+
+  def recalling(
+    self, *parts: jax.Array, known: Sequence[jax.Array] | None = None
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    """`of_state`, and the results [..., units] of linear layers on the way.
+
+    Args:
+      *parts: See `Linear.of_state`.
+      known: These results, if they have been computed before.
+    """
+    x, results = parts, []
+    for i in range(self.layers):
+      layer = self.layer(i)
+      linear = layer.linear if i else layer.linear.of_state
+      results.append(linear(*x, known=known and known[i]))
+      x = (layer.norm(results[-1]),)
+    return x[0], results
 
   def rest(self, x: jax.Array, start: int) -> jax.Array:
     """All layers from number `start` on."""

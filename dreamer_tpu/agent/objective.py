@@ -143,7 +143,7 @@ class Objective:
     return states, terms, metrics
 
   def _imagine(self, params, states, key):
-    """Features and actions from every replayed state on."""
+    """See `imagination.rollout`, from every replayed state on."""
     start = {
       k: sg(states[k].reshape(-1, *states[k].shape[2:]))
       for k in ('deter', 'stoch')
@@ -161,9 +161,9 @@ class Objective:
 
   def _actor_critic(self, params, slow_value, retnorm, rollout, key):
     """Losses of actor and critic in imagination."""
-    feats, actions, last = rollout
+    feats, actions, linear, last = rollout
     model, frozen = self._modules(params), self._modules(sg(params))
-    policy, value = model.policy(feats), model.value(feats)
+    policy, value = model.policy(feats, linear), model.value(feats)
     slow = self._modules({'value': slow_value}).value
     slow_mean = extend(lambda x: slow(x).mean(), feats, last)
     if key is None:  # rounding aside, a mode has no gradient of its mean

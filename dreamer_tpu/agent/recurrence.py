@@ -275,7 +275,7 @@ def _dense(layer: Dense, x: Array, z: Array, d_act: Array):
 def _linear(x: Array, d_z: Array) -> tuple[Array, Array]:
   """Cotangents of kernel and bias from T steps of inputs and results."""
   if x.ndim == 3:
-    return jnp.einsum('tbi,tbo->io', x, d_z), d_z.sum((0, 1))
+    return layers.kernel_gradient(x, d_z), d_z.sum((0, 1))
   kernel = jnp.einsum('tgbi,tgbo->gio', x, d_z)
   return kernel, d_z.sum((0, 2))[:, None]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from configs import base, presets
 from dreamer_tpu.agent import Agent
@@ -150,16 +151,36 @@ def test_rematerialization_keeps_less_and_changes_nothing():
   assert max(differences.values()) < 1e-5
 
 
-def test_imagination_keeps_features_and_actions_alone():
-  """It runs once, forward, and what products and gates were is not kept."""
+def test_imagination_keeps_what_losses_need_alone():
+  """It runs once, forward; of the world model's layers nothing is kept."""
   agent = small.make_agent()
   _, loop, _ = _loops(agent)
   horizon, starts = agent.config.imag_length, small.ROWS * small.STEPS
   rssm = agent.config.rssm
   inner = [(rssm.deter,), (rssm.stoch * rssm.classes,)]
   inner += [x.shape for x in agent.act_space.values()]
+  inner += [(agent.config.policy.units,)] * agent.config.policy.layers
   expected = [(horizon, starts, *shape) for shape in inner]
   assert sorted(_stacked(loop)) == sorted(expected)
+
+
+def test_the_policy_is_computed_once():
+  """In imagination; its loss has what its layers were there."""
+  agent = small.make_agent()
+  config = agent.config
+  jaxpr = _jaxpr(agent)
+  used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  rows = (config.imag_length, small.ROWS * small.STEPS)
+  shapes = [
+    tuple(var.aval.shape for var in [*x.invars, *x.outvars])
+    for x in _equations(used)
+    if x.primitive.name == 'dot_general'
+  ]
+  heads = ('reward', 'cont', 'value', 'slow value')
+  rssm, units = config.rssm, config.policy.units
+  assert rssm.deter == rssm.stoch * rssm.classes  # both parts of the features
+  first = ((*rows, rssm.deter), (rssm.deter, units), (*rows, units))
+  assert shapes.count(first) == 2 * len(heads)
 
 
 def test_imagination_draws_and_casts_nothing_in_its_loop():
@@ -194,12 +215,18 @@ def _loops(agent):
 
   Loops over images, on CPUs, only sum up.
   """
+  loops = [x for x in _equations(_jaxpr(agent)) if x.primitive.name == 'scan']
+  return [loop for loop in loops if _stacked(loop)]
+
+
+def _jaxpr(agent):
+  """The program of an update."""
   state = jax.eval_shape(agent.init, jax.random.key(0))
   carry = jax.eval_shape(lambda: agent.initial_carry(small.ROWS))
   batch = small.make_batch(agent)
-  jaxpr = jax.make_jaxpr(agent.train)(state, carry, batch, jax.random.key(0))
-  loops = [x for x in _equations(jaxpr.jaxpr) if x.primitive.name == 'scan']
-  return [loop for loop in loops if _stacked(loop)]
+  return jax.make_jaxpr(agent.train)(
+    state, carry, batch, jax.random.key(0)
+  ).jaxpr
 
 
 def _stacked(loop):

@@ -1,5 +1,7 @@
 """Gradients of products, against those that JAX has by itself."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +36,8 @@ def gradients(product, x, outputs):
     ((6, 8, 8), 4, 9, True),
     ((6, 32), 4, 9, False),  # too few rows
     ((7, 64), 4, 9, False),  # not to be cut
-    ((384,), 4, 9, False),
-    ((), 4, 9, False),
+    ((384,), 4, 9, True),
+    ((100,), 4, 9, False),
   ],
 )
 def test_gradients(rows, inputs, outputs, in_parts):
@@ -44,6 +46,16 @@ def test_gradients(rows, inputs, outputs, in_parts):
   for a, b in zip(wanted, found, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
   assert (IN_PARTS in text) == in_parts
+
+
+@pytest.mark.parametrize('rows', [(6, 32), ROWS])
+def test_the_narrower_one_is_transposed(rows):
+  """The product lies in memory as [narrower, wider], whatever it is called."""
+  for inputs, outputs in [(4, 9), (9, 4)]:
+    _, text = gradients(layers.product, (*rows, inputs), outputs)
+    kernels = re.findall(r'f32\[(?:3,)?(4,9|9,4)\]\{([\d,]*)\} dot\(', text)
+    assert len(kernels) == 1
+    assert kernels[0] in [('4,9', '1,0'), ('4,9', '2,1,0'), ('9,4', '0,1')]
 
 
 @pytest.mark.parametrize(('platform', 'in_parts'), [('cpu', 1), ('tpu', 0)])
