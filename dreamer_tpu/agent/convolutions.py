@@ -50,19 +50,27 @@ def _convolve_forward(x, kernel, padding):
 
 def _convolve_backward(padding, residuals, d_y):
   x, kernel = residuals
-  (d_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, padding), x)(d_y)
-
-  def as_convolution(x, d_y):
-    of_kernel = lambda kernel: _convolve(x, kernel, padding)
-    return jax.linear_transpose(of_kernel, kernel)(d_y)[0]
-
+  default = functools.partial(_transposed, padding)
   if placement.spread():
-    return d_x, as_convolution(x, d_y)
-  by_windows = functools.partial(_kernel_by_windows, padding=padding)
-  d_kernel = jax.lax.platform_dependent(
-    x, d_y, cpu=by_windows, default=as_convolution
-  )
+    return default(x, kernel, d_y)
+  on_cpu = functools.partial(_on_cpu, padding)
+  return jax.lax.platform_dependent(x, kernel, d_y, cpu=on_cpu, default=default)
+
+
+def _transposed(padding, x, kernel, d_y):
+  """Cotangents of image and kernel, as convolutions."""
+  of_image = lambda x: _convolve(x, kernel, padding)
+  of_kernel = lambda kernel: _convolve(x, kernel, padding)
+  (d_x,) = jax.linear_transpose(of_image, x)(d_y)
+  (d_kernel,) = jax.linear_transpose(of_kernel, kernel)(d_y)
   return d_x, d_kernel
+
+
+def _on_cpu(padding, x, kernel, d_y):
+  """The same; XLA has a fast convolution only for kernels as they are."""
+  turned = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+  d_x = _convolve(d_y, turned, padding[::-1])
+  return d_x, _kernel_by_windows(x, d_y, padding)
 
 
 def _kernel_by_windows(x, d_y, padding):

@@ -1,5 +1,6 @@
 """From latent states back to observations."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,26 +102,67 @@ class Decoder(nnx.Module):
       `Categorical` for integers, `SquaredError` in symlog space for floats
       and in [0, 1] for images.
     """
-    heads: dict[str, Any] = {}
-    if self.vectors:
-      x = self.mlp.of_state(stoch, deter)
-      for key, space in self.vectors.items():
-        out = getattr(self, f'out_{name(key)}')(x).astype(jnp.float32)
-        if space.classes:
-          shape = (*out.shape[:2], *space.shape, space.classes)
-          heads[key] = distributions.Categorical.create(out.reshape(shape))
-        else:
-          shape = (*out.shape[:2], *space.shape)
-          heads[key] = SquaredError(prediction=out.reshape(shape))
+    heads = self._vector_heads(deter, stoch)
     if self.images:
-      pixels = self._upsample(deter, stoch)
-      ends = jnp.cumsum(jnp.array([v.shape[-1] for v in self.images.values()]))
-      parts = jnp.split(pixels, [int(x) for x in ends[:-1]], -1)
-      for key, part in zip(self.images, parts, strict=True):
-        heads[key] = SquaredError(prediction=part)
+      heads |= self._image_heads(self._cells(deter, stoch))
     return heads
 
-  def _upsample(self, deter: jax.Array, stoch: jax.Array) -> jax.Array:
+  def losses(
+    self, deter: jax.Array, stoch: jax.Array, obs: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Reconstruction loss per key, float32 [B, T] each.
+
+    Args:
+      deter: [B, T, deter].
+      stoch: [B, T, flat stoch].
+      obs: [B, T, ...] arrays of the observation space; others are ignored.
+    """
+    losses = {}
+    for key, head in self._vector_heads(deter, stoch).items():
+      if self.vectors[key].classes:
+        logp = head.log_prob(obs[key])
+        losses[key] = -logp.sum(tuple(range(2, logp.ndim)))
+      else:
+        target = distributions.symlog(obs[key].astype(jnp.float32))
+        losses[key] = head.loss(target)
+    if self.images:
+      images = {k: obs[k] for k in self.images}
+      cells = self._cells(deter, stoch)
+      losses |= placement.by_row(self._image_losses, cells, images)
+    return losses
+
+  def _vector_heads(self, deter, stoch) -> dict[str, Any]:
+    heads: dict[str, Any] = {}
+    if not self.vectors:
+      return heads
+    x = self.mlp.of_state(stoch, deter)
+    for key, space in self.vectors.items():
+      out = getattr(self, f'out_{name(key)}')(x).astype(jnp.float32)
+      if space.classes:
+        shape = (*out.shape[:2], *space.shape, space.classes)
+        heads[key] = distributions.Categorical.create(out.reshape(shape))
+      else:
+        shape = (*out.shape[:2], *space.shape)
+        heads[key] = SquaredError(prediction=out.reshape(shape))
+    return heads
+
+  def _image_heads(self, cells: jax.Array) -> dict[str, SquaredError]:
+    sizes = [v.shape[-1] for v in self.images.values()]
+    ends = [*itertools.accumulate(sizes)]
+    parts = jnp.split(self._upsample(cells), ends[:-1], -1)
+    return {
+      key: SquaredError(prediction=part)
+      for key, part in zip(self.images, parts, strict=True)
+    }
+
+  def _image_losses(self, cells, images) -> dict[str, jax.Array]:
+    return {
+      key: head.loss(images[key].astype(jnp.float32) / 255)
+      for key, head in self._image_heads(cells).items()
+    }
+
+  def _cells(self, deter: jax.Array, stoch: jax.Array) -> jax.Array:
+    """[B, T, h, w, c], what images are upsampled from."""
     batch = deter.shape[:2]
     height, width = self.grid
     # Each block holds its own channels of the whole grid.
@@ -129,12 +171,17 @@ class Decoder(nnx.Module):
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in.of_state(stoch)).reshape(a.shape)
     a, b = (placement.constrain(y, 'images', None, None, None) for y in (a, b))
-    x = self.norm(a + b)
+    x = a + b
+    return x.reshape(*batch, *x.shape[1:])
+
+  def _upsample(self, cells: jax.Array) -> jax.Array:
+    """[B, T, h, w, c] -> float32 [B, T, H, W, C] in [0, 1]."""
+    x = self.norm(cells.reshape(-1, *cells.shape[2:]))
     for i in reversed(range(self.stages)):
       x = self._stage(i, x)
     x = self.image_out.of_upsampled(x).astype(jnp.float32)
     x = convolutions.to_pixels(jax.nn.sigmoid(x))
-    return x.reshape(*batch, *x.shape[1:])
+    return x.reshape(*cells.shape[:2], *x.shape[1:])
 
   def _stage(self, i: int, x: jax.Array) -> jax.Array:
     """[N, h, w, c] -> [N, 2 h, 2 w, depth of stage `i`]."""
@@ -145,22 +192,6 @@ class Decoder(nnx.Module):
     # Else XLA for TPUs would keep float32 copies, and what the norm multiplies
     # by spread over all channels: 1.9 times the memory of the whole decoder.
     return norm(jax.lax.optimization_barrier(convolutions.to_pixels(x)))
-
-  def loss(
-    self, heads: Mapping[str, Any], obs: Mapping[str, jax.Array]
-  ) -> dict[str, jax.Array]:
-    """Reconstruction loss per key, float32 [B, T] each."""
-    losses = {}
-    for key, head in heads.items():
-      if key in self.images:
-        losses[key] = head.loss(obs[key].astype(jnp.float32) / 255)
-      elif self.vectors[key].classes:
-        logp = head.log_prob(obs[key])
-        losses[key] = -logp.sum(tuple(range(2, logp.ndim)))
-      else:
-        target = distributions.symlog(obs[key].astype(jnp.float32))
-        losses[key] = head.loss(target)
-    return losses
 
 
 def name(key: str) -> str:

@@ -88,7 +88,8 @@ class Encoder(nnx.Module):
       x = jnp.concatenate(list(parts.values()), -1)
       tokens.append(self.mlp(x.astype(self.dtype)))
     if self.images:
-      tokens.append(self._convolve([obs[k] for k in self.images]))
+      images = [obs[k] for k in self.images]
+      tokens.append(placement.by_row(self._convolve, images))
     return jnp.concatenate(tokens, -1)
 
   def _convolve(self, images: list[jax.Array]) -> jax.Array:

@@ -131,9 +131,7 @@ class Objective:
       )
     feat = model.rssm.feat(states)
     with scope('decoder'):
-      decoded = again(
-        lambda *feat: model.decoder.loss(model.decoder(*feat), obs)
-      )(*feat)
+      decoded = again(lambda *feat: model.decoder.losses(*feat, obs))(*feat)
     terms |= {f'decoder/{k}': v for k, v in decoded.items()}
     with scope('outcomes'):
       terms['reward'] = model.reward(feat).loss(obs['reward'])

@@ -1,12 +1,14 @@
 """Where activations live when a model is spread over devices.
 
 The agent names axes; whoever compiles it for several devices says what they
-mean. Without that, arrays stay as they are.
+mean. Without that, arrays stay as they are. Whoever compiles it for one CPU
+says that too, for its caches.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -18,16 +20,25 @@ Place = Callable[[jax.Array, Axes | None], jax.Array]
 _place: contextvars.ContextVar[Place | None] = contextvars.ContextVar(
   'place', default=None
 )
+_one_cpu: contextvars.ContextVar[bool] = contextvars.ContextVar(
+  'one_cpu', default=False
+)
 
 
 @contextlib.contextmanager
-def using(place: Place | None) -> Iterator[None]:
-  """While a program is traced, arrays are placed by `place`, if any."""
-  token = _place.set(place)
+def using(place: Place | None, *, one_cpu: bool = False) -> Iterator[None]:
+  """While a program is traced, arrays are placed by `place`, if any.
+
+  Args:
+    place: Where the program is for several devices.
+    one_cpu: The program is for one CPU device; see `by_row`.
+  """
+  tokens = _place.set(place), _one_cpu.set(one_cpu)
   try:
     yield
   finally:
-    _place.reset(token)
+    _place.reset(tokens[0])
+    _one_cpu.reset(tokens[1])
 
 
 def spread() -> bool:
@@ -61,3 +72,23 @@ def by_inputs(kernel: jax.Array, axis: str) -> jax.Array:
   XLA would take the float32 parameter and its moments there and back.
   """
   return constrain(constrain(kernel, None, 'units'), axis, None)
+
+
+def by_row(fn: Callable, *args: Any) -> Any:
+  """`fn(*args)`; for one CPU device, of a row of the batch at a time.
+
+  What a row's images become on their way stays in caches, and its memory is
+  used again by the next row.
+
+  Args:
+    fn: Of trees [B, ...] to trees [B, ...], every row by itself.
+    *args: What it takes.
+  """
+  if not _one_cpu.get():
+    return fn(*args)
+
+  def one(row):
+    rows = fn(*jax.tree.map(lambda x: x[None], row))
+    return jax.tree.map(lambda x: x[0], rows)
+
+  return jax.lax.map(one, args)

@@ -60,7 +60,8 @@ class Steps:
     )
     self.abstract = jax.tree.map(_struct, abstract, self.shardings)
     self._place = rules.placing(mesh, sharding_rules)
-    on_tpu = mesh.devices.flat[0].platform == 'tpu'
+    platform = mesh.devices.flat[0].platform
+    self._one_cpu = platform == 'cpu' and mesh.size == 1
     self.metrics: list[str] = []
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.new_carry = jax.jit(
@@ -70,7 +71,7 @@ class Steps:
       self._train,
       donate_argnums=(0, 1),
       out_shardings=(self.shardings, rows, rows, whole),
-      compiler_options=TPU_OPTIONS if on_tpu else None,
+      compiler_options=TPU_OPTIONS if platform == 'tpu' else None,
     )
     self.report = jax.jit(self._report, out_shardings=(rows, whole, whole))
     self.gradient_norm = jax.jit(self._gradient_norm, out_shardings=whole)
@@ -99,7 +100,7 @@ class Steps:
 
   def _train(self, state, carry, batch, seed):
     key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
-    with placement.using(self._place):
+    with placement.using(self._place, one_cpu=self._one_cpu):
       state, carry, latents, metrics = self.agent.train(
         self._gather(state), carry, batch, key
       )

@@ -7,7 +7,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from configs import base, presets
-from dreamer_tpu.agent import Agent
+from dreamer_tpu.agent import Agent, placement
 from tests.agent import golden
 from tests.learner import small
 
@@ -128,6 +128,28 @@ def test_bfloat16_stays_finite(updates):
   assert int(state['skipped']) == 0
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   assert all(np.isfinite(x).all() for x in small.flat(state).values())
+
+
+def test_rows_one_after_another_learn_the_same():
+  outcomes = []
+  for one_cpu in (False, True):
+    agent = small.make_agent()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    inputs = agent._contextualize(
+      agent.initial_carry(small.ROWS), small.make_batch(agent)
+    )
+
+    def loss(params, agent=agent, state=state, inputs=inputs):
+      value, aux = agent._loss(params, state, *inputs, jax.random.key(1))
+      return value, aux[2].terms
+
+    with placement.using(None, one_cpu=one_cpu):
+      compiled = jax.jit(jax.grad(loss, has_aux=True))
+      outcomes.append(compiled(state['params']))
+  differences = small.difference(outcomes[1][0], outcomes[0][0])
+  assert max(differences.values()) < 1e-5
+  for name, term in outcomes[0][1].items():
+    np.testing.assert_allclose(outcomes[1][1][name], term, rtol=1e-5, atol=1e-6)
 
 
 def test_rematerialization_keeps_less_and_changes_nothing():

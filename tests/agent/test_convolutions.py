@@ -50,6 +50,17 @@ def test_of_upsampled(size):
   )
 
 
+@pytest.mark.parametrize('size', SIZES)
+def test_gradient_of_the_image(size):
+  """Against that of JAX's own convolution."""
+  kernel = make(size).kernel[...]
+  padding = (size - 1) // 2, size // 2
+  own = lambda x: jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), [padding] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  close(lambda x: convolutions.convolve(x, kernel, padding), own, image())
+
+
 @pytest.mark.parametrize('name', ['of_cells', 'of_upsampled'])
 def test_gradient_of_the_kernel(name):
   conv = make(5)

@@ -1,6 +1,7 @@
 """Updates on one device: state, results, randomness, transfers, NaN."""
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -346,3 +347,13 @@ def test_bfloat16_weights_and_latents():
   assert np.isfinite(result.metrics['loss/total'])
   params = jax.tree.leaves(bench.learner.state['params'])
   assert {x.dtype for x in params} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_one_cpu_takes_images_a_row_at_a_time(devices):
+  learner = small.make_learner(small.make_agent(), (devices, 1, 1), init=False)
+  arguments = learner.steps.train_arguments(small.STEPS)
+  text = learner.steps.train.lower(*arguments).as_text()
+  images = re.findall(r'stablehlo\.convolution.* : \(tensor<(\d+)x', text)
+  rows = 1 if devices == 1 else small.ROWS
+  assert set(map(int, images)) == {rows * small.STEPS}
