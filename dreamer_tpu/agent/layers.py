@@ -358,7 +358,9 @@ class MLP(nnx.Module):
       setattr(self, f'layer{i}', layer)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.rest(x, 0)
+    for i in range(self.layers):
+      x = self.layer(i)(x)
+    return x
 
   def of_state(self, *parts: jax.Array) -> jax.Array:
     """See `Linear.of_state`."""
@@ -373,19 +375,13 @@ class MLP(nnx.Module):
       *parts: See `Linear.of_state`.
       known: These results, if they have been computed before.
     """
-    x, results = parts, []
-    for i in range(self.layers):
-      layer = self.layer(i)
-      linear = layer.linear if i else layer.linear.of_state
-      results.append(linear(*x, known=known and known[i]))
-      x = (layer.norm(results[-1]),)
-    return x[0], results
-
-  def rest(self, x: jax.Array, start: int) -> jax.Array:
-    """All layers from number `start` on."""
-    for i in range(start, self.layers):
-      x = self.layer(i)(x)
-    return x
+    before: Sequence[jax.Array | None] = known or [None] * self.layers
+    results = [self.layer(0).linear.of_state(*parts, known=before[0])]
+    x = self.layer(0).norm(results[0])
+    for i in range(1, self.layers):
+      results.append(self.layer(i).linear(x, known=before[i]))
+      x = self.layer(i).norm(results[i])
+    return x, results
 
   def layer(self, i: int) -> Layer:
     """Layer number `i`."""
