@@ -67,7 +67,7 @@ acquire() {
 install() {
   local archive
   archive=$(mktemp --suffix=.tgz)
-  tar --exclude={.venv,.git,'.*_cache',__pycache__,./runs,./logdir} \
+  tar --exclude={.venv,.git,'.[a-z]*_cache',__pycache__,./runs,./logdir} \
     -czf "$archive" .
   tpus tpu-vm scp "$archive" "$name:dreamer_tpu.tgz" --worker=all
   rm "$archive"

@@ -242,7 +242,7 @@ def recall(fn: Callable, known: jax.Array | None, *args: Any) -> jax.Array:
 
   Args:
     fn: Needs no more than `args` for its gradient.
-    known: What `fn(*args)` has been; None to compute it.
+    known: What `fn(*args)` has been, without a gradient; None to compute it.
     *args: Trees of arrays.
   """
   if known is None:

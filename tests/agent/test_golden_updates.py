@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dreamer_tpu.agent import distributions, spaces
+from dreamer_tpu.agent import distributions, placement, spaces
 from tests.agent import golden
 from tests.agent.golden import error
 
 PUBLIC_TERMS = {'reward': 'rew', 'cont': 'con'}
 
 
-@pytest.fixture(scope='module', params=list(golden.OBS))
-def numbers(request) -> golden.Golden:
-  return golden.Golden(request.param)
+# As compiled for TPUs, and, where there are images, for one CPU.
+CASES = [(name, False) for name in golden.OBS]
+CASES += [(k, True) for k, space in golden.OBS.items() if 'image' in space]
+
+
+@pytest.fixture(scope='module', params=CASES)
+def numbers(request):
+  name, one_cpu = request.param
+  with placement.using(None, one_cpu=one_cpu):
+    yield golden.Golden(name)
 
 
 @pytest.fixture(scope='module')

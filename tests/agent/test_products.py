@@ -38,6 +38,7 @@ def gradients(product, x, outputs):
     ((7, 64), 4, 9, False),  # not to be cut
     ((384,), 4, 9, True),
     ((100,), 4, 9, False),
+    ((), 4, 9, False),
   ],
 )
 def test_gradients(rows, inputs, outputs, in_parts):
