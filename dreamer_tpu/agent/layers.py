@@ -65,13 +65,13 @@ def _norm_silu_forward(x, scale, axes):
 def _norm_silu_backward(axes, residuals, cotangent):
   x, scale = residuals
   wide = x.astype(jnp.float32)
-  inverse = _inverse_rms(wide, axes)
+  inverse = placement.settled(_inverse_rms(wide, axes))
   unit = wide * inverse
   y = unit * scale
   gate = jax.nn.sigmoid(y)
   d_y = cotangent.astype(jnp.float32) * (gate + y * gate * (1 - gate))
   d_unit = d_y * scale
-  mean = jnp.mean(d_unit * unit, axes, keepdims=True)
+  mean = placement.settled(jnp.mean(d_unit * unit, axes, keepdims=True))
   d_x = inverse * (d_unit - unit * mean)
   return d_x.astype(x.dtype), _sum_to(d_y * unit, scale.shape)
 

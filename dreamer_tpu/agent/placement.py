@@ -31,7 +31,7 @@ def using(place: Place | None, *, one_cpu: bool = False) -> Iterator[None]:
 
   Args:
     place: Where the program is for several devices.
-    one_cpu: The program is for one CPU device; see `by_row`.
+    one_cpu: The program is for one CPU device.
   """
   tokens = _place.set(place), _one_cpu.set(one_cpu)
   try:
@@ -44,6 +44,11 @@ def using(place: Place | None, *, one_cpu: bool = False) -> Iterator[None]:
 def spread() -> bool:
   """Whether the program is for several devices."""
   return _place.get() is not None
+
+
+def one_cpu() -> bool:
+  """Whether the program is for one CPU device."""
+  return _one_cpu.get()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -74,6 +79,14 @@ def by_inputs(kernel: jax.Array, axis: str) -> jax.Array:
   return constrain(constrain(kernel, None, 'units'), axis, None)
 
 
+def settled(x: jax.Array) -> jax.Array:
+  """The same array; for one CPU device, computed before what takes it.
+
+  Else XLA may write its broadcast to memory, many times as large.
+  """
+  return jax.lax.optimization_barrier(x) if one_cpu() else x
+
+
 def by_row(fn: Callable, *args: Any) -> Any:
   """`fn(*args)`; for one CPU device, of a row of the batch at a time.
 
@@ -84,7 +97,7 @@ def by_row(fn: Callable, *args: Any) -> Any:
     fn: Of trees [B, ...] to trees [B, ...], every row by itself.
     *args: What it takes.
   """
-  if not _one_cpu.get():
+  if not one_cpu():
     return fn(*args)
 
   def one(row):

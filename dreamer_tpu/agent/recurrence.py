@@ -3,7 +3,8 @@
 Only what is recurrent is inside. Differentiating the loop as it stands would
 add to the gradient of every weight at every step. Here the forward loop keeps
 the states alone, from which all that the way back multiplies by is computed for
-all steps at once. The backward loop carries the state's cotangents alone and
+all steps at once; on one CPU device, which does not gain by larger products, it
+keeps their results too. The backward loop carries the state's cotangents alone and
 stacks those of the activations, from which each weight's gradient follows as
 one product over all steps.
 """
@@ -95,17 +96,25 @@ def observe(
     stoch: [B, S C] before the first step.
     inputs: Of all steps.
   """
+  return _scan(classes, unimix, w, deter, stoch, inputs)[0]
+
+
+def _scan(classes, unimix, w, deter, stoch, inputs, *, save=False):
+  """Outputs, and if they are to be saved, the results of all products."""
 
   def step(state, xs):
     inputs, keep = xs
     deter, by_block, stoch = state
-    by_block, _ = transition.step(w, deter, by_block, stoch, inputs.action)
+    by_block, products = transition.step(
+      w, deter, by_block, stoch, inputs.action
+    )
     deter = layers.from_blocks(by_block)
-    logits, _ = _posterior(w, deter, inputs.token)
+    logits, post_products = _posterior(w, deter, inputs.token)
     chosen = _dist(logits, classes, unimix).choose(inputs.noise)
     stoch = _onehot(chosen, classes, deter.dtype)
     state = _place_state(*_masked(keep, deter, by_block, stoch))
-    return state, Outputs(deter, logits, chosen)
+    saved = (products, post_products) if save else None
+    return state, (Outputs(deter, logits, chosen), saved)
 
   inputs = inputs._replace(
     action=placement.constrain(inputs.action, None, 'rows', 'block_units'),
@@ -131,25 +140,28 @@ def _masked(
 
 
 def _forward_rule(classes, unimix, w, deter, stoch, inputs):
-  outputs = observe(classes, unimix, w, deter, stoch, inputs)
-  return outputs, (w, deter, stoch, inputs, outputs)
+  outputs, saved = _scan(
+    classes, unimix, w, deter, stoch, inputs, save=placement.one_cpu()
+  )
+  return outputs, (w, deter, stoch, inputs, outputs, saved)
 
 
 def _backward_rule(classes, unimix, residuals, cotangents):
-  w, deter, stoch, inputs, outputs = residuals
+  w, deter, stoch, inputs, outputs, saved = residuals
   keep = inputs.keep[..., None]
   onehots = _onehot(outputs.classes, classes, deter.dtype)
   deters = jnp.concatenate([deter[None], outputs.deter[:-1]]) * keep
   stochs = jnp.concatenate([stoch[None], onehots[:-1]]) * keep
   by_block = jax.vmap(lambda x: layers.to_blocks(x, len(w.own)))(deters)
   # Of all steps at once: the loop only multiplies cotangents by what is known.
-  _, products = jax.vmap(transition.step, (None, 0, 0, 0, 0))(
-    w, deters, by_block, stochs, inputs.action
-  )
-  _, post_products = jax.vmap(_posterior, (None, 0, 0))(
-    w, outputs.deter, inputs.token
-  )
-  saved = _place_steps((products, post_products))
+  if saved is None:
+    _, products = jax.vmap(transition.step, (None, 0, 0, 0, 0))(
+      w, deters, by_block, stochs, inputs.action
+    )
+    _, post_products = jax.vmap(_posterior, (None, 0, 0))(
+      w, outputs.deter, inputs.token
+    )
+    saved = _place_steps((products, post_products))
   slopes = _place_steps(
     (transition.slopes(w, by_block, saved[0]), _posterior_slopes(w, saved[1]))
   )
@@ -276,8 +288,12 @@ def _linear(x: Array, d_z: Array) -> tuple[Array, Array]:
   """Cotangents of kernel and bias from T steps of inputs and results."""
   if x.ndim == 3:
     return layers.kernel_gradient(x, d_z), d_z.sum((0, 1))
-  kernel = jnp.einsum('tgbi,tgbo->gio', x, d_z)
-  return kernel, d_z.sum((0, 2))[:, None]
+  bias = d_z.sum((0, 2))[:, None]
+  if not placement.one_cpu():
+    return jnp.einsum('tgbi,tgbo->gio', x, d_z), bias
+  # A product of all blocks at once would transpose `x`, slower than it is.
+  by_block = jnp.swapaxes(x, 0, 1), jnp.swapaxes(d_z, 0, 1)
+  return jax.lax.map(lambda xs: layers.kernel_gradient(*xs), by_block), bias
 
 
 def _dist(logits: Array, classes: int, unimix: float) -> Categorical:

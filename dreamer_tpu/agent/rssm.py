@@ -189,7 +189,8 @@ class RSSM(nnx.Module):
 
     def layer(action):
       action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
-      return self.in_action(action.astype(self.dtype)) @ kernel + bias
+      action = self.in_action(action.astype(self.dtype))
+      return layers.product(action, kernel) + bias
 
     return layer
 
@@ -254,7 +255,8 @@ class RSSM(nnx.Module):
     """What the tokens add to the first posterior layer, bias included."""
     linear = self.post.layer(0).linear
     kernel = linear.kernel[...][self.deter :].astype(self.dtype)
-    return tokens @ kernel + linear.bias[...].astype(self.dtype)
+    bias = linear.bias[...].astype(self.dtype)
+    return layers.product(tokens, kernel) + bias
 
 
 def flatten(stoch: jax.Array) -> jax.Array:

@@ -13,10 +13,14 @@ from dreamer_tpu.sharding import rules
 Tree = dict[str, Any]
 # Independent streams of random numbers from one seed.
 INIT, TRAIN, REPORT = range(3)
-# Gradients are summed up in pieces of so many bytes: four for the largest
-# model, of which some are on their way while others are computed. By default
-# there are eight.
-TPU_OPTIONS = {'xla_jf_crs_combiner_threshold_in_bytes': str(2**28)}
+OPTIONS = {
+  # Gradients are summed up in pieces of so many bytes: four for the largest
+  # model, of which some are on their way while others are computed. By default
+  # there are eight.
+  'tpu': {'xla_jf_crs_combiner_threshold_in_bytes': str(2**28)},
+  # Of all 512 bits, as products are computed anyway; by default 256.
+  'cpu': {'xla_cpu_prefer_vector_width': '512'},
+}
 
 
 class Steps:
@@ -71,7 +75,7 @@ class Steps:
       self._train,
       donate_argnums=(0, 1),
       out_shardings=(self.shardings, rows, rows, whole),
-      compiler_options=TPU_OPTIONS if platform == 'tpu' else None,
+      compiler_options=OPTIONS.get(platform),
     )
     self.report = jax.jit(self._report, out_shardings=(rows, whole, whole))
     self.gradient_norm = jax.jit(self._gradient_norm, out_shardings=whole)

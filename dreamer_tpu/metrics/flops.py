@@ -87,7 +87,9 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
     *args: Arrays or `jax.ShapeDtypeStruct`s, nested as `fn` wants them.
     **kwargs: The same, by keyword.
   """
-  return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
+  # What has options of the compiler can only be traced as it is.
+  jitted = fn if isinstance(fn, jax.stages.Wrapped) else jax.jit(fn)
+  return count_jaxpr(jitted.trace(*args, **kwargs).jaxpr)
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:

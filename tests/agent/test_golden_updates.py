@@ -16,9 +16,8 @@ from tests.agent.golden import error
 PUBLIC_TERMS = {'reward': 'rew', 'cont': 'con'}
 
 
-# As compiled for TPUs, and, where there are images, for one CPU.
-CASES = [(name, False) for name in golden.OBS]
-CASES += [(k, True) for k, space in golden.OBS.items() if 'image' in space]
+# As compiled for TPUs, and for one CPU.
+CASES = [(name, one_cpu) for name in golden.OBS for one_cpu in (False, True)]
 
 
 @pytest.fixture(scope='module', params=CASES)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dreamer_tpu.agent import placement
 from dreamer_tpu.agent.rssm import RSSM
+from dreamer_tpu.metrics import flops
 from tests.agent import golden
 from tests.learner import small
 
@@ -150,7 +152,8 @@ def test_nothing_passes_a_reset(pair):
     assert name == 'stoch' or apart[:, :4].any(), name
 
 
-def test_gradients_are_those_of_plain_differentiation(pair):
+@pytest.mark.parametrize('one_cpu', [False, True])
+def test_gradients_are_those_of_plain_differentiation(pair, one_cpu):
   """Of parameters, first state, tokens and actions."""
   model, slow = pair
   state, tokens, action, reset = sample(slow.c)
@@ -185,12 +188,36 @@ def test_gradients_are_those_of_plain_differentiation(pair):
     return loss(stack(rows))
 
   args = (params, state, tokens, action)
-  actual = jax.jit(jax.grad(fast_loss, (0, 1, 2, 3)))(*args)
+  with placement.using(None, one_cpu=one_cpu):
+    actual = jax.jit(jax.grad(fast_loss, (0, 1, 2, 3)))(*args)
   expected = jax.jit(jax.grad(slow_loss, (0, 1, 2, 3)))(*args)
   for name, apart in small.difference(actual, expected).items():
     assert apart < 1e-4, name
     prior = name.startswith('0/prior')  # plays no part
     assert prior or np.abs(small.leaves(expected)[name]).max() > 0, name
+
+
+def test_one_cpu_keeps_the_results_of_products(pair):
+  """Others compute them once more, but for the posterior's logits."""
+  model, slow = pair
+  state, tokens, action, reset = sample(slow.c)
+  graph, params = nnx.split(model, nnx.Param)
+
+  def loss(params):
+    model = nnx.merge(graph, params)
+    _, states = model.observe(state, tokens, action, reset, None)
+    return sum(x.sum() for x in states.values())
+
+  def products(one_cpu):
+    with placement.using(None, one_cpu=one_cpu):
+      return flops.count(jax.grad(loss), params).matmul
+
+  weights = model._weights().replace(logits=())
+  kernels = [
+    x for x in jax.tree.leaves(weights) if x.ndim > 1 and x.shape[-2] > 1
+  ]
+  again = 2 * BATCH * STEPS * sum(x.size for x in kernels)
+  assert products(False) - products(True) == again
 
 
 def stack(rows):

@@ -24,6 +24,11 @@ def test_product_by_hand():
   assert result.exact
 
 
+def test_what_has_options_of_the_compiler():
+  fn = jax.jit(jnp.dot, compiler_options={'xla_cpu_enable_fast_math': False})
+  assert flops.count(fn, shape(4, 8), shape(8, 3)).total == 2 * 4 * 8 * 3
+
+
 def test_batched_product():
   def fn(x, w):
     return jnp.einsum('bti,tio->bto', x, w)
