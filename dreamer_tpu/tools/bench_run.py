@@ -1,13 +1,15 @@
 """Whole runs, as processes of their own: how they start and how fast they are."""
 
 import json
+import math
+import operator
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dreamer_tpu.errors import UserError
@@ -48,9 +50,9 @@ def startup(config: Any, repeat: int) -> list[Row]:
 def end_to_end(config: Any, repeat: int) -> list[Row]:
   """Steps and updates per second of a real run of `run.steps` steps.
 
-  The rates are those of its last log, so let it log more than once. Of the
-  wall time, there are the shares of acting and learning and, with
-  script='parallel', of waiting.
+  The rates are those of the log that covers most of the time after the first,
+  so let it log more than once. Of that time, there are the shares of acting
+  and learning and, with script='parallel', of waiting.
   """
   del repeat
   with tempfile.TemporaryDirectory() as folder:
@@ -63,23 +65,33 @@ def end_to_end(config: Any, repeat: int) -> list[Row]:
       raise UserError(
         f'The run ended with code {process.returncode}, unlogged.'
       )
-  last = records[-1]
+  log = steady(records)
   batch = config.batch_size * config.batch_length
   sections = ('learning', 'acting', 'learner_wait', 'actor_wait')
-  shares = {name: last.get(f'timer/{name}/frac') for name in sections}
+  shares = {name: log.get(f'timer/{name}/frac') for name in sections}
   return [
     {
       'task': config.task,
       'script': config.script,
-      'steps': last['step'],
-      'steps_per_s': last['fps/policy'],
-      'updates_per_s': last['fps/train'] / batch,
-      'update_ms': last.get('perf/update_ms'),
-      'mfu': last.get('perf/mfu'),
+      'steps': records[-1]['step'],
+      'steps_per_s': log['fps/policy'],
+      'updates_per_s': log['fps/train'] / batch,
+      'update_ms': log.get('perf/update_ms'),
+      'mfu': log.get('perf/mfu'),
       **shares,
       'bound': bound(shares),
     }
   ]
+
+
+def steady(records: Sequence[Record]) -> Record:
+  """The record since the one before which most time passed; not the first.
+
+  That covers the start, and the last one may cover a moment.
+  """
+  times = [x['time'] for x in records]
+  spans = [-math.inf, *map(operator.sub, times[1:], times)]
+  return records[spans.index(max(spans))]
 
 
 def bound(shares: Mapping[str, float | None]) -> str:

@@ -161,6 +161,12 @@ def test_what_bounds_a_run(learning, acting, learner_wait, actor_wait, bound):
   assert bench_run.bound(shares) == bound
 
 
+def test_rates_are_those_of_the_longest_log_but_the_first():
+  logs = [{'time': t} for t in (50, 60, 90, 100, 101)]
+  assert bench_run.steady(logs) is logs[2]
+  assert bench_run.steady(logs[:1]) is logs[0]
+
+
 def test_table():
   lines = bench.table([{'a': 1, 'b': 1234.5}, {'a': 2}]).splitlines()
   assert [line.split() for line in lines] == [
