@@ -3,10 +3,10 @@
 Only what is recurrent is inside. Differentiating the loop as it stands would
 add to the gradient of every weight at every step. Here the forward loop keeps
 the states alone, from which all that the way back multiplies by is computed for
-all steps at once; on one CPU device, which does not gain by larger products, it
-keeps their results too. The backward loop carries the state's cotangents alone and
-stacks those of the activations, from which each weight's gradient follows as
-one product over all steps.
+all steps at once; on one CPU device, where larger products gain nothing, it
+keeps the results of its products too. The backward loop carries the state's
+cotangents alone and stacks those of the activations, from which each weight's
+gradient follows as one product over all steps.
 """
 
 import functools
@@ -126,6 +126,15 @@ def _scan(classes, unimix, w, deter, stoch, inputs, *, save=False):
   return jax.lax.scan(step, start, xs)[1]
 
 
+def _products(w, deters, by_block, stochs, nexts, inputs):
+  """What `_scan` saves, of all steps at once from their states."""
+  _, products = jax.vmap(transition.step, (None, 0, 0, 0, 0))(
+    w, deters, by_block, stochs, inputs.action
+  )
+  _, post_products = jax.vmap(_posterior, (None, 0, 0))(w, nexts, inputs.token)
+  return _place_steps((products, post_products))
+
+
 def _of_next(keep: Array) -> Array:
   """[T, B], for each step what its state is multiplied by afterwards."""
   return jnp.concatenate([keep[1:], jnp.ones_like(keep[:1])])
@@ -155,13 +164,7 @@ def _backward_rule(classes, unimix, residuals, cotangents):
   by_block = jax.vmap(lambda x: layers.to_blocks(x, len(w.own)))(deters)
   # Of all steps at once: the loop only multiplies cotangents by what is known.
   if saved is None:
-    _, products = jax.vmap(transition.step, (None, 0, 0, 0, 0))(
-      w, deters, by_block, stochs, inputs.action
-    )
-    _, post_products = jax.vmap(_posterior, (None, 0, 0))(
-      w, outputs.deter, inputs.token
-    )
-    saved = _place_steps((products, post_products))
+    saved = _products(w, deters, by_block, stochs, outputs.deter, inputs)
   slopes = _place_steps(
     (transition.slopes(w, by_block, saved[0]), _posterior_slopes(w, saved[1]))
   )

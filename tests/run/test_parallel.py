@@ -1,5 +1,7 @@
 """Acting and learning on two threads."""
 
+import statistics
+
 import pytest
 
 from tests.run import program
@@ -28,15 +30,20 @@ def test_the_ratio_is_kept_and_time_accounted_for(tmp_path):
   # The first ones compile, the last one is short.
   lines = metrics[2:-1]
   assert lines
+  actor = ('acting', 'actor_wait')
+  learner = (
+    *('learning', 'learner_wait', 'agreeing', 'publishing'),
+    *('saving', 'logging'),
+  )
+  for names in (actor, learner):
+    shares = [
+      sum(line.get(f'timer/{name}/frac', 0.0) for name in names)
+      for line in lines
+    ]
+    assert statistics.median(shares) > 0.7
+    assert max(shares) < 1.1
   for line in lines:
-    share = lambda name, line=line: line.get(f'timer/{name}/frac', 0.0)
-    assert 0.85 < share('acting') + share('actor_wait') < 1.1
-    learner = (
-      *('learning', 'learner_wait', 'agreeing', 'publishing'),
-      *('saving', 'logging'),
-    )
-    assert 0.75 < sum(map(share, learner)) < 1.1
-    assert line['perf/actor_wait'] == share('actor_wait')
+    assert line['perf/actor_wait'] == line.get('timer/actor_wait/frac', 0.0)
 
 
 def test_an_error_of_the_actor_ends_the_run(tmp_path):
