@@ -18,7 +18,7 @@ OPTIONS = {
   # model, of which some are on their way while others are computed. By default
   # there are eight.
   'tpu': {'xla_jf_crs_combiner_threshold_in_bytes': str(2**28)},
-  # Of all 512 bits, as products are computed anyway; by default 256.
+  # Loops compute 512 bits at a time, as products do; by default 256.
   'cpu': {'xla_cpu_prefer_vector_width': '512'},
 }
 
