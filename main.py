@@ -25,7 +25,7 @@ import importlib
 import ml_collections
 from etils import epath
 
-from dreamer_tpu.run import cli, logdirs, platform
+from dreamer_tpu.cli import flags, logdirs, platform
 
 
 def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
@@ -34,7 +34,7 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   platform.choose()
   platform.use_huge_pages()
   # Only now: a mistake above is answered without waiting for JAX to import.
-  hosts = importlib.import_module('dreamer_tpu.run.hosts')
+  hosts = importlib.import_module('dreamer_tpu.hosts.join')
   hosts.start(config.distributed)
   logdir = epath.Path(hosts.same(str(logdir)))
   logdirs.check_writable(logdir)
@@ -43,4 +43,4 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  flags.run(main)

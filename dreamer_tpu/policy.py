@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from dreamer_tpu import public_agent
 from dreamer_tpu.agent import Agent, Space
-from dreamer_tpu.checkpoint import layout, public
+from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.checkpoint.dreamerv3 import agent_config, unpickle
 from dreamer_tpu.checkpoint.partial import restore_partial
 from dreamer_tpu.errors import UserError
 
@@ -74,15 +74,15 @@ def load(
   Raises:
     UserError: There is no checkpoint, it is damaged, or does not fit `spaces`.
   """
-  folder = public.find(path)
+  folder = unpickle.find(path)
   if folder is None:
     run = layout.read_run(layout.find_step(path))
-    config, known = public_agent.namespace(run['config']['agent']), _known(run)
+    config, known = agent_config.namespace(run['config']['agent']), _known(run)
     step, update = run['step'], run['update']
     for kind, theirs, ours in zip(KINDS, spaces or known, known, strict=True):
       _check(path, kind, theirs, ours)
   else:
-    config, obs_space, act_space, counters = public_agent.describe(folder)
+    config, obs_space, act_space, counters = agent_config.describe(folder)
     known = obs_space, act_space
     step, update = counters.get('actions', 0), counters.get('updates', 0)
   agent = Agent(*(spaces or known), config, dtype=dtype)

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from dreamer_tpu.checkpoint import layout
-from tests.run import pods
+from tests.helpers import pods
 
 ROOT = pathlib.Path(__file__).parents[1]
 

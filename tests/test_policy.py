@@ -7,7 +7,7 @@ import pytest
 
 import dreamer_tpu
 from dreamer_tpu.errors import UserError
-from tests.agent.golden import FOLDER
+from tests.helpers.golden import FOLDER
 
 PUBLIC = FOLDER / 'public_checkpoint'
 

@@ -8,14 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from dreamer_tpu.agent import (
-  convolutions,
-  distributions,
-  encoder,
-  layers,
-  placement,
-  spaces,
-)
+from dreamer_tpu.agent import distributions, encoder, layers, spaces
+from dreamer_tpu.agent.ops import convolution, placement
 
 
 @struct.dataclass
@@ -80,14 +74,14 @@ class Decoder(nnx.Module):
     self.stages = len(depths) - 1
     inputs = depths[-1]
     for i, depth in reversed(list(enumerate(depths[:-1]))):
-      conv = convolutions.Conv(
+      conv = convolution.Conv(
         inputs, depth, config.kernel, dtype=dtype, rngs=rngs
       )
       setattr(self, f'conv{i}', conv)
       setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
       inputs = depth
     channels = sum(v.shape[-1] for v in self.images.values())
-    self.image_out = convolutions.Conv(
+    self.image_out = convolution.Conv(
       inputs, channels, config.kernel, dtype=dtype, rngs=rngs
     )
 
@@ -180,7 +174,7 @@ class Decoder(nnx.Module):
     for i in reversed(range(self.stages)):
       x = self._stage(i, x)
     x = self.image_out.of_upsampled(x).astype(jnp.float32)
-    x = convolutions.to_pixels(jax.nn.sigmoid(x))
+    x = convolution.to_pixels(jax.nn.sigmoid(x))
     return x.reshape(*cells.shape[:2], *x.shape[1:])
 
   def _stage(self, i: int, x: jax.Array) -> jax.Array:
@@ -188,10 +182,10 @@ class Decoder(nnx.Module):
     x = getattr(self, f'conv{i}').of_upsampled(x)
     norm = getattr(self, f'norm{i}')
     if self.dtype == jnp.float32:  # on CPU, one pass writes the pixels
-      return convolutions.to_pixels(norm(x))
+      return convolution.to_pixels(norm(x))
     # Else XLA for TPUs would keep float32 copies, and what the norm multiplies
     # by spread over all channels: 1.9 times the memory of the whole decoder.
-    return norm(jax.lax.optimization_barrier(convolutions.to_pixels(x)))
+    return norm(jax.lax.optimization_barrier(convolution.to_pixels(x)))
 
 
 def name(key: str) -> str:

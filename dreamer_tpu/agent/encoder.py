@@ -8,13 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamer_tpu import errors
-from dreamer_tpu.agent import (
-  convolutions,
-  distributions,
-  layers,
-  placement,
-  spaces,
-)
+from dreamer_tpu.agent import distributions, layers, spaces
+from dreamer_tpu.agent.ops import convolution, placement
 
 
 def grid(space_dict: Mapping[str, spaces.Space], stages: int) -> tuple:
@@ -64,7 +59,7 @@ class Encoder(nnx.Module):
       height, width = grid(self.images, len(depths))
       channels = sum(v.shape[-1] for v in self.images.values())
       for i, depth in enumerate(depths):
-        conv = convolutions.Conv(
+        conv = convolution.Conv(
           channels, depth, config.kernel, dtype=dtype, rngs=rngs
         )
         setattr(self, f'conv{i}', conv)
@@ -108,6 +103,6 @@ class Encoder(nnx.Module):
     if i == 0:  # few channels, many pixels
       x = conv.of_cells(x)
     else:
-      x = convolutions.to_cells(conv(x))
+      x = convolution.to_cells(conv(x))
       x = x.reshape(*x.shape[:-1], 4, -1)
-    return getattr(self, f'norm{i}')(convolutions.max_of_cells(x))
+    return getattr(self, f'norm{i}')(convolution.max_of_cells(x))

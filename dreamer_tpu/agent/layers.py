@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import placement
+from dreamer_tpu.agent.ops import placement
 
 Axes = tuple[str | None, ...]
 # Of a part of a product on CPUs: fewer, and it is slower than all at once.

@@ -7,9 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent import normalizer, placement
+from dreamer_tpu.agent import normalizer
 from dreamer_tpu.agent.distributions import Categorical, TwoHot
 from dreamer_tpu.agent.heads import Policy
+from dreamer_tpu.agent.ops import placement
 from dreamer_tpu.agent.returns import lambda_return
 
 Losses = dict[str, jax.Array]

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent import layers, placement, transition
+from dreamer_tpu.agent import layers, transition
 from dreamer_tpu.agent.distributions import Categorical
+from dreamer_tpu.agent.ops import placement
 from dreamer_tpu.agent.transition import Dense, Weights
 
 Array = jax.Array

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import layers, placement, recurrence, transition
+from dreamer_tpu.agent import layers, recurrence, transition
 from dreamer_tpu.agent.distributions import Categorical
+from dreamer_tpu.agent.ops import placement
 
 State = dict[str, jax.Array]
 sg = jax.lax.stop_gradient

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dreamer_tpu.agent import layers, placement
+from dreamer_tpu.agent import layers
+from dreamer_tpu.agent.ops import placement
 
 Array = jax.Array
 BLOCK_AXES = (-3, -1)  # of one step, blocks and their units

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer_tpu.checkpoint import compare, layout, public
+from dreamer_tpu.checkpoint import compare, layout
+from dreamer_tpu.checkpoint.dreamerv3 import unpickle
 from dreamer_tpu.errors import UserError
 
 
@@ -123,7 +124,7 @@ def restore_partial(
 
 
 def _open(path: layout.PathLike) -> _Source:
-  folder = public.find(path)
+  folder = unpickle.find(path)
   if folder is not None:
     return _open_public(folder)
   step = layout.find_step(path)
@@ -142,7 +143,7 @@ def _open(path: layout.PathLike) -> _Source:
 
 
 def _open_public(folder) -> _Source:
-  checkpoint = public.load(folder)
+  checkpoint = unpickle.load(folder)
 
   def load(wanted):
     return {

@@ -9,7 +9,7 @@ from etils import epath
 
 from dreamer_tpu.checkpoint.manager import Manifests
 from dreamer_tpu.replay import Replay, prune
-from dreamer_tpu.replay.snapshot import Snapshot
+from dreamer_tpu.replay.saving.snapshot import Snapshot
 
 # The shard's manifest is that of the training replay, with these in it.
 EVAL = 'eval'

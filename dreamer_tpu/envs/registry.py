@@ -126,7 +126,7 @@ def _find(task: str, env_config: Any) -> tuple[Suite, str, Any]:
   if prefix in _registered:
     suite = _registered[prefix]
   elif prefix in BUILTIN:
-    suite = importlib.import_module(f'dreamer_tpu.envs.{prefix}').SUITE
+    suite = importlib.import_module(f'dreamer_tpu.envs.suites.{prefix}').SUITE
   else:
     suites = sorted({*BUILTIN, *_registered})
     near = f'did you mean {nearest(prefix, suites)}_{name or "NAME"}? '

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from dreamer_tpu.envs import workers
-from dreamer_tpu.envs.spaces import LOG
+from dreamer_tpu.envs.conversion import LOG
 from dreamer_tpu.errors import UserError
 
 Obs = dict[str, np.ndarray]

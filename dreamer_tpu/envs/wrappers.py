@@ -1,7 +1,7 @@
 """The wrapper chain: every environment of every suite goes through it.
 
 `wrap` gives an environment whose observations and actions are flat dicts of
-the spaces in `spaces.py`, and that checks each value it is handed.
+the spaces in `conversion.py`, and that checks each value it is handed.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Dict
 
-from dreamer_tpu.envs import spaces
+from dreamer_tpu.envs import conversion
 from dreamer_tpu.errors import UserError
 
 
@@ -23,7 +23,7 @@ def wrap(env: gymnasium.Env, task: str) -> 'DictObservation':
 
   Returns:
     An environment with Dict observation and action spaces of the agent's
-    kinds (see `spaces.py`), float32 rewards and no infos but log/... scalars.
+    kinds (see `conversion.py`), float32 rewards and no infos but log/... scalars.
 
   Raises:
     UserError: a space that the agent cannot take.
@@ -31,7 +31,7 @@ def wrap(env: gymnasium.Env, task: str) -> 'DictObservation':
   try:
     acting = DictAction(env)
     wrapped = DictObservation(acting, task)
-    spaces.check_names(wrapped.spaces, acting.spaces)
+    conversion.check_names(wrapped.spaces, acting.spaces)
   except UserError as error:
     raise UserError(f'task {task}: {error}') from error
   return wrapped
@@ -42,11 +42,11 @@ class DictAction(gymnasium.ActionWrapper):
 
   def __init__(self, env: gymnasium.Env):
     super().__init__(env)
-    leaves = spaces.flatten(env.action_space, 'action')
+    leaves = conversion.flatten(env.action_space, 'action')
     self._convert = {}
     self.spaces: dict[str, gymnasium.Space] = {}
     for name, space in leaves.items():
-      parts, self._convert[name] = spaces.action_leaf(name, space)
+      parts, self._convert[name] = conversion.action_leaf(name, space)
       self.spaces |= parts
     self.action_space = Dict(self.spaces)
 
@@ -70,11 +70,11 @@ class DictObservation(gymnasium.Wrapper):
     super().__init__(env)
     self._task = task
     self._given = env.observation_space
-    self._key = spaces.observation_key(self._given)
+    self._key = conversion.observation_key(self._given)
     self._convert = {}
     self.spaces: dict[str, gymnasium.Space] = {}
-    for name, space in spaces.flatten(self._given, self._key).items():
-      leaf, self._convert[name] = spaces.observation_leaf(name, space)
+    for name, space in conversion.flatten(self._given, self._key).items():
+      leaf, self._convert[name] = conversion.observation_leaf(name, space)
       self.spaces[name] = leaf
     self.observation_space = Dict(self.spaces)
 
@@ -93,7 +93,7 @@ class DictObservation(gymnasium.Wrapper):
   def _observation(self, value: Any) -> dict[str, np.ndarray]:
     name = ''
     try:
-      parts = spaces.flatten_value(self._given, value, self._key)
+      parts = conversion.flatten_value(self._given, value, self._key)
       result = {}
       for name, part in parts.items():
         result[name] = self._convert[name](part)
@@ -106,7 +106,7 @@ class DictObservation(gymnasium.Wrapper):
     return {
       name: float(value)
       for name, value in info.items()
-      if name.startswith(spaces.LOG)
+      if name.startswith(conversion.LOG)
       and name not in self.spaces
       and np.ndim(value) == 0
     }
@@ -127,14 +127,14 @@ class ResizeImages(gymnasium.ObservationWrapper):
   def _space(self, space: gymnasium.Space) -> gymnasium.Space:
     if isinstance(space, Dict):
       return Dict({k: self._space(v) for k, v in space.spaces.items()})
-    if not spaces.is_image(space):
+    if not conversion.is_image(space):
       return space
-    return spaces.image_space((*self._size, *(space.shape or ())[2:]))
+    return conversion.image_space((*self._size, *(space.shape or ())[2:]))
 
   def _resize(self, space: gymnasium.Space, value: Any) -> Any:
     if isinstance(space, Dict):
       return {k: self._resize(v, value[k]) for k, v in space.spaces.items()}
-    return resize(value, self._size) if spaces.is_image(space) else value
+    return resize(value, self._size) if conversion.is_image(space) else value
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dreamer_tpu.agent import Agent, placement
+from dreamer_tpu.agent import Agent
+from dreamer_tpu.agent.ops import placement
 from dreamer_tpu.sharding import rules
 
 Tree = dict[str, Any]

@@ -4,9 +4,8 @@ NumPy only: nothing here knows of JAX, environments or the algorithm.
 """
 
 from dreamer_tpu.replay.buffer import Replay
-from dreamer_tpu.replay.files import ReplayCorrupt, prune
-from dreamer_tpu.replay.limiter import Ratio
-from dreamer_tpu.replay.mixture import Sampling
+from dreamer_tpu.replay.sampling.mixture import Sampling
+from dreamer_tpu.replay.saving.files import ReplayCorrupt, prune
 from dreamer_tpu.replay.stream import Stream
 
-__all__ = ['Ratio', 'Replay', 'ReplayCorrupt', 'Sampling', 'Stream', 'prune']
+__all__ = ['Replay', 'ReplayCorrupt', 'Sampling', 'Stream', 'prune']

@@ -19,10 +19,10 @@ import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import restore
 from dreamer_tpu.replay.chunks import latent_keys, parse_spec
-from dreamer_tpu.replay.mixture import Sampling
-from dreamer_tpu.replay.snapshot import Journal, Snapshot
+from dreamer_tpu.replay.sampling.mixture import Sampling
+from dreamer_tpu.replay.saving import restore
+from dreamer_tpu.replay.saving.snapshot import Journal, Snapshot
 from dreamer_tpu.replay.store import Store
 
 # Besides the arrays a row takes one byte of `dirty` and four of `source`.

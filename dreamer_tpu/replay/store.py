@@ -10,9 +10,9 @@ import numpy as np
 from dreamer_tpu.replay import collate
 from dreamer_tpu.replay.chunks import Arrays, Chunk, Field
 from dreamer_tpu.replay.intake import Intake
-from dreamer_tpu.replay.mixture import Mixture, Sampling
-from dreamer_tpu.replay.priority import Prioritized
-from dreamer_tpu.replay.restore import Layout
+from dreamer_tpu.replay.sampling.mixture import Mixture, Sampling
+from dreamer_tpu.replay.sampling.priority import Prioritized
+from dreamer_tpu.replay.saving.restore import Layout
 
 
 class Store:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import restore
 from dreamer_tpu.replay.buffer import Replay
+from dreamer_tpu.replay.saving import restore
 
 
 class Stream:

@@ -9,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent, Space
+from dreamer_tpu.cli import validate
 from dreamer_tpu.envs import VectorEnv, make_vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.learner.steps import step_spec
 from dreamer_tpu.replay import Replay, Sampling
-from dreamer_tpu.run import validate
 from dreamer_tpu.sharding import mesh as mesh_lib
 
 # Streams of random numbers besides the learner's, all from one seed.

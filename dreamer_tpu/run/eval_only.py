@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from dreamer_tpu import policy
 from dreamer_tpu.actor.evaluation import Evaluation, evaluate
+from dreamer_tpu.cli import logdirs
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.hosts.preemption import EXIT_CODE, Preemption
 from dreamer_tpu.metrics.terminal import View, number
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.run import build, logdirs
-from dreamer_tpu.run.preemption import EXIT_CODE, Preemption
+from dreamer_tpu.run import build
 
 
 def main(config: ConfigDict, logdir: epath.Path) -> int:

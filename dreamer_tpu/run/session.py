@@ -16,20 +16,21 @@ from dreamer_tpu.actor.episodes import Averages
 from dreamer_tpu.checkpoint.shard import LOCAL
 from dreamer_tpu.envs import VectorEnv
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.learner.agreement import Agreement
-from dreamer_tpu.learner.clock import Every
+from dreamer_tpu.hosts.clock import Every
+from dreamer_tpu.hosts.heartbeat import Pod
+from dreamer_tpu.hosts.preemption import EXIT_CODE, Preemption
+from dreamer_tpu.hosts.sync import Agreement
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.metrics.profiler import Profiler
 from dreamer_tpu.metrics.timer import Timer
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.replay import Ratio, Replay, Stream
+from dreamer_tpu.replay import Replay, Stream
 from dreamer_tpu.run import build
-from dreamer_tpu.run.evaluation import Evaluator
+from dreamer_tpu.run.evaluator import Evaluator
 from dreamer_tpu.run.learning import Learning, Reporter
 from dreamer_tpu.run.logger import Logger
-from dreamer_tpu.run.pod import Pod
-from dreamer_tpu.run.preemption import EXIT_CODE, Preemption
+from dreamer_tpu.run.ratio import Ratio
 from dreamer_tpu.run.saving import Saver
 
 # What the hosts' replays hold is added up in the log.

@@ -7,18 +7,19 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.cli import logdirs
+from dreamer_tpu.hosts.heartbeat import Pod
+from dreamer_tpu.hosts.preemption import Preemption
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.metrics.profiler import Profiler
 from dreamer_tpu.metrics.terminal import View
 from dreamer_tpu.metrics.timer import Timer
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.run import build, logdirs
-from dreamer_tpu.run.evaluation import Evaluator
-from dreamer_tpu.run.pod import Pod
-from dreamer_tpu.run.preemption import Preemption
+from dreamer_tpu.run import build
+from dreamer_tpu.run.evaluator import Evaluator
 from dreamer_tpu.run.saving import Saver
 from dreamer_tpu.run.session import Session
-from dreamer_tpu.run.watched import Watched
+from dreamer_tpu.run.time_limit import Watched
 
 
 @contextlib.contextmanager

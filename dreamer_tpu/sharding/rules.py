@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dreamer_tpu.agent import placement
+from dreamer_tpu.agent.ops import placement
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding.mesh import BATCH, divisors
 

@@ -15,7 +15,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dreamer_tpu.checkpoint import layout, public
+from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.checkpoint.dreamerv3 import unpickle
 from dreamer_tpu.errors import UserError
 
 
@@ -58,7 +59,7 @@ def report(path: layout.PathLike, regex: str = '') -> Iterator[str]:
     raise UserError(
       f"--regex='{regex}' is not a regular expression: {error}."
     ) from error
-  folder = public.find(path)
+  folder = unpickle.find(path)
   if folder is not None:
     yield from _report_public(folder, pattern)
     return
@@ -90,7 +91,7 @@ def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
 
 
 def _report_public(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
-  checkpoint = public.load(folder)
+  checkpoint = unpickle.load(folder)
   yield f'public checkpoint {folder}'
   for key, value in checkpoint.counters.items():
     yield f'counter {key} {value}'

@@ -7,9 +7,9 @@ import pytest
 from jax.interpreters import partial_eval
 
 from configs import base, presets
-from dreamer_tpu.agent import Agent, placement
-from tests.agent import golden
-from tests.learner import small
+from dreamer_tpu.agent import Agent
+from dreamer_tpu.agent.ops import placement
+from tests.helpers import golden, small
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -9,7 +9,7 @@ from flax import nnx
 from dreamer_tpu.agent import encoder
 from dreamer_tpu.agent.spaces import Space
 from dreamer_tpu.errors import UserError
-from tests.agent import golden
+from tests.helpers import golden
 
 
 def image(height, width, channels=3):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from dreamer_tpu.agent import distributions, normalizer, optimizer, returns
-from tests.agent.golden import FOLDER, error
+from tests.helpers.golden import FOLDER, error
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dreamer_tpu.agent import distributions, placement, spaces
-from tests.agent import golden
-from tests.agent.golden import error
+from dreamer_tpu.agent import distributions, spaces
+from dreamer_tpu.agent.ops import placement
+from tests.helpers import golden
+from tests.helpers.golden import error
 
 PUBLIC_TERMS = {'reward': 'rew', 'cont': 'con'}
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dreamer_tpu.agent import heads
-from tests.learner import small
+from tests.helpers import small
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.agent import optimizer
-from tests.agent import golden
+from tests.helpers import golden
 
 LR = 1e-2
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs import base, sizes
 from dreamer_tpu.agent import Agent, Space
-from tests.agent.golden import FOLDER, MODULES
+from tests.helpers.golden import FOLDER, MODULES
 
 IMAGE = {'image': Space(shape=(64, 64, 3), dtype='uint8')}
 SUITES = {

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamer_tpu.agent import placement
+from dreamer_tpu.agent.ops import placement
 from dreamer_tpu.agent.rssm import RSSM
 from dreamer_tpu.metrics import flops
-from tests.agent import golden
-from tests.learner import small
+from tests.helpers import golden, small
 
 BATCH, STEPS, TOKENS, ACTIONS = 3, 7, 6, 4
 

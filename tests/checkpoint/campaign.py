@@ -16,7 +16,7 @@ import time
 from typing import NamedTuple
 
 from dreamer_tpu.checkpoint import layout
-from tests.checkpoint.processes import Processes
+from tests.helpers.processes import Processes
 
 COUNT = 2
 LIMIT = 180

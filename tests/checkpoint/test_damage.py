@@ -6,7 +6,7 @@ from absl import logging
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.fallback import restore_newest
 from dreamer_tpu.errors import UserError
-from tests.checkpoint.small_run import Run, contents
+from tests.helpers.small_run import Run, contents
 
 
 @pytest.fixture(autouse=True)

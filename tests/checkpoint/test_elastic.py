@@ -1,7 +1,7 @@
 """Runs of several processes: changing in number, failing one by one."""
 
 from dreamer_tpu.checkpoint import layout
-from tests.checkpoint.processes import Processes
+from tests.helpers.processes import Processes
 
 PHASES = [(1, '1,2,2'), (2, '2,1,2'), (4, '2,2,1'), (1, '4,1,1')]
 

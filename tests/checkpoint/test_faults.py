@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from absl import logging
 
-from tests.checkpoint.small_run import Run, contents
+from tests.helpers.small_run import Run, contents
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dreamer_tpu.checkpoint import names, public
+from dreamer_tpu.checkpoint.dreamerv3 import names, unpickle
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.checkpoint.partial import restore_partial
 from dreamer_tpu.errors import UserError
@@ -170,7 +170,7 @@ def test_missing_names_are_listed(logdir):
 def public_tree(value):
   """A tree as the agent's, from the shapes of the public checkpoint."""
   tree = {}
-  for name, array in public.load(public.find(PUBLIC)).params.items():
+  for name, array in unpickle.load(unpickle.find(PUBLIC)).params.items():
     *modules, leaf = name.split('/')
     node = tree
     for module in modules:
@@ -186,7 +186,7 @@ def test_world_model_from_a_public_checkpoint(regex):
   assert report.loaded
   assert all(name.startswith(kept) for name in report.loaded)
   assert not any(name.startswith(kept) for name in report.left)
-  stored = public.load(public.find(PUBLIC)).params
+  stored = unpickle.load(unpickle.find(PUBLIC)).params
   np.testing.assert_array_equal(
     params['rssm']['gru']['kernel'], stored['rssm/gru/kernel']
   )
@@ -197,7 +197,7 @@ def test_everything_from_a_public_checkpoint():
   params, report = restore_partial(PUBLIC, '.*', public_tree(7.0))
   assert len(report.loaded) == 68
   assert report.left == report.missing == report.unused == ()
-  stored = public.load(public.find(PUBLIC)).params
+  stored = unpickle.load(unpickle.find(PUBLIC)).params
   assert float(params['retnorm']['high']) == stored['retnorm/high'] != 0
   assert isinstance(params['slow_value']['out']['kernel'], jax.Array)
 

@@ -17,7 +17,7 @@ import pytest
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.errors import UserError
-from tests.checkpoint import program
+from tests.helpers import checkpoint_pod
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -30,7 +30,13 @@ def start(mode, directory, *args):
     'OMP_NUM_THREADS': '1',
   }
   env.pop('XLA_FLAGS', None)
-  command = [sys.executable, program.__file__, mode, str(directory), *args]
+  command = [
+    sys.executable,
+    checkpoint_pod.__file__,
+    mode,
+    str(directory),
+    *args,
+  ]
   return subprocess.Popen(
     command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
@@ -42,11 +48,11 @@ def kill(process):
 
 
 def check_step(checkpointer, step):
-  shapes = jax.eval_shape(lambda: program.agent(step))
+  shapes = jax.eval_shape(lambda: checkpoint_pod.agent(step))
   restored = checkpointer.restore(step, shapes)
   assert restored.run == {'updates': step}
   kernel = restored.agent['params']['rssm']['kernel']
-  np.testing.assert_array_equal(kernel, program.values(step))
+  np.testing.assert_array_equal(kernel, checkpoint_pod.values(step))
 
 
 def test_kill_while_the_replay_is_written(tmp_path):
@@ -61,7 +67,7 @@ def test_kill_while_the_replay_is_written(tmp_path):
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
     assert checkpointer.latest() == 1
     check_step(checkpointer, 1)
-    checkpointer.save(2, program.agent(2), {'updates': 2})
+    checkpointer.save(2, checkpoint_pod.agent(2), {'updates': 2})
     assert not checkpointer.wait()[0].error
     check_step(checkpointer, 2)
   left = {path.name for path in (tmp_path / 'checkpoints').iterdir()}

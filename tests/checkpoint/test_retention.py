@@ -5,7 +5,7 @@ import pytest
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.tools import inspect
-from tests.checkpoint.small_run import Run, contents
+from tests.helpers.small_run import Run, contents
 
 
 def with_replay(run):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from configs import base, presets, sizes
-from dreamer_tpu.run import validate
+from dreamer_tpu.cli import validate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -207,7 +207,7 @@ def test_dmc_termination():
     def get_termination(self, physics):
       return 0.0 if self._count == 3 else None
 
-  from dreamer_tpu.envs import dmc
+  from dreamer_tpu.envs.suites import dmc
 
   env = dmc.ControlSuite('cartpole_balance', config().dmc)
   inner = suite.load('cartpole', 'balance')
@@ -274,8 +274,8 @@ def test_crafter_in_two_processes():
 
 def test_crafter_rewards_and_death():
   """Standing still ends in death; health and achievements make the reward."""
-  from dreamer_tpu.envs import crafter as ours
   from dreamer_tpu.envs import wrappers
+  from dreamer_tpu.envs.suites import crafter as ours
 
   env = wrappers.wrap(ours.Crafter('reward', config().crafter), 'crafter')
   assert env.action_space['action'].n == 17

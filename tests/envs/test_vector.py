@@ -16,7 +16,7 @@ import dreamer_tpu.envs
 from configs.base import base
 from dreamer_tpu.envs import vector
 from dreamer_tpu.errors import UserError
-from tests.envs.samples import Counter
+from tests.helpers.sample_envs import Counter
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from gymnasium import spaces as gs
 
 from dreamer_tpu.envs import wrappers
 from dreamer_tpu.errors import UserError
-from tests.envs.samples import Spaces
+from tests.helpers.sample_envs import Spaces
 
 VECTOR = gs.Box(-1, 1, (3,), np.float64)
 MOVE = gs.Discrete(3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.learner.acting import PolicyStep
-from tests.learner import small
+from tests.helpers import small
 from tests.learner.test_learner import compilations
 
 ENVS = 4

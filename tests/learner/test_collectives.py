@@ -5,8 +5,8 @@ import math
 import jax
 import pytest
 
-from dreamer_tpu.tools.plan_hlo import Program
-from tests.learner import small
+from dreamer_tpu.tools.plan.hlo import Program
+from tests.helpers import small
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() < 8, reason='needs eight devices'

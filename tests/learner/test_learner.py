@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from tests.learner import small
+from tests.helpers import small
 
 COMPILED = '/jax/core/compile/backend_compile_duration'
 

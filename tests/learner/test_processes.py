@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.learner import pod_program, small
+from tests.helpers import learner_pod, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def run(mode, directory, processes, devices, model=1):
     s.bind(('localhost', 0))
     coordinator = f'localhost:{s.getsockname()[1]}'
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-  command = [sys.executable, pod_program.__file__, mode, str(directory)]
+  command = [sys.executable, learner_pod.__file__, mode, str(directory)]
   numbers = [str(devices), str(model), coordinator, str(processes)]
   started = [
     subprocess.Popen(
@@ -78,7 +78,7 @@ def test_rows_stay_with_their_host(tmp_path):
     result = json.loads((tmp_path / f'tags-{i}.json').read_text())
     tags = [tag for shard in result['seen'] for tag in shard]
     assert len(tags) == 4 * small.ROWS // 2 * (small.STEPS + 1)
-    assert {tag // pod_program.HOST for tag in tags} == {i + 1}
+    assert {tag // learner_pod.HOST for tag in tags} == {i + 1}
     assert result['kept'] > small.STEPS
 
 

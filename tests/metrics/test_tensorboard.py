@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dreamer_tpu.metrics.writers import Writers
-from tests import reader
+from tests.helpers import tensorboard
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 24, 16, 1), np.uint8)
 CONFIG = {'task': 'dmc_walker_walk', 'agent': {'opt': {'lr': 4e-5}}}
@@ -46,7 +46,7 @@ def events(tmp_path_factory):
     writers.write(350, {'train/loss/dyn': 1.0}, frames=1400, update=35)
   assert waited < 2, f'the first write took {waited:.1f} s'
 
-  return reader.read(logdir)
+  return tensorboard.read(logdir)
 
 
 def test_files(events):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay.selectors import Uniform
-from tests.replay.replay_model import (
+from dreamer_tpu.replay.sampling.uniform import Uniform
+from tests.helpers.replay_model import (
   SPEC,
   Envs,
   Model,

@@ -5,8 +5,8 @@ import pytest
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay import ReplayCorrupt
-from tests.replay.replay_model import Envs, fresh_latents, make
-from tests.replay.saved import files_under, save, saved_replay, stamp
+from tests.helpers.replay_model import Envs, fresh_latents, make
+from tests.helpers.saved_replay import files_under, save, saved_replay, stamp
 
 
 @pytest.mark.parametrize('kind', ['steps', 'latents'])

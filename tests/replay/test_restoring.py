@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import Replay, ledger, prune
-from tests.replay.replay_model import (
+from dreamer_tpu.replay import Replay, prune
+from dreamer_tpu.replay.saving import ledger
+from tests.helpers.replay_model import (
   SPEC,
   Envs,
   Model,
@@ -14,7 +15,7 @@ from tests.replay.replay_model import (
   fresh_latents,
   make,
 )
-from tests.replay.saved import contents, files_under, save, saved_replay
+from tests.helpers.saved_replay import contents, files_under, save, saved_replay
 
 
 def assert_twins(one, two, envs, rounds=40):

@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from dreamer_tpu.replay import Replay, files, ledger, prune
-from tests.replay.replay_model import (
+from dreamer_tpu.replay import Replay, prune
+from dreamer_tpu.replay.saving import files, ledger
+from tests.helpers.replay_model import (
   Envs,
   Model,
   assert_same,
@@ -15,7 +16,13 @@ from tests.replay.replay_model import (
   fresh_latents,
   make,
 )
-from tests.replay.saved import contents, files_under, save, saved_replay, stamp
+from tests.helpers.saved_replay import (
+  contents,
+  files_under,
+  save,
+  saved_replay,
+  stamp,
+)
 
 
 class Steps:

@@ -7,7 +7,7 @@ import pytest
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay import Stream
-from tests.replay.replay_model import Envs, assert_same, make
+from tests.helpers.replay_model import Envs, assert_same, make
 
 
 def filled(length, steps=60, **kwargs):

@@ -9,9 +9,8 @@ import signal
 import numpy as np
 import pytest
 
-from tests import reader
+from tests.helpers import program, tensorboard
 from tests.metrics.test_wandb import history
-from tests.run import program
 
 ARGS = (
   '--config=configs/gym.py:debug',
@@ -36,7 +35,7 @@ def of_tensorboard(logdir, names):
   """The same as TensorBoard's reader has them."""
   from tensorboard.util import tensor_util
 
-  events = reader.read(logdir)
+  events = tensorboard.read(logdir)
   return {
     name: [
       (event.step, tensor_util.make_ndarray(event.tensor_proto).item())

@@ -8,12 +8,12 @@ import pytest
 from etils import epath
 
 import dreamer_tpu
+from dreamer_tpu.cli import flags
 from dreamer_tpu.envs import vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
-from dreamer_tpu.run import build, cli, eval_only, train
-from tests import reader
-from tests.run import program
+from dreamer_tpu.run import build, eval_only, train
+from tests.helpers import program, tensorboard
 from tests.test_policy import PUBLIC
 
 PICTURES = '--config.task=gym_tests.run.toys:Pictures-v0'
@@ -32,7 +32,7 @@ UNTRAINED = (
 
 
 def config_of(*args):
-  config, _ = cli.take_config([*SMALL, *args])
+  config, _ = flags.take_config([*SMALL, *args])
   return config
 
 
@@ -113,7 +113,7 @@ def test_results_of_a_run_with_images(tmp_path, pictures, capsys):
     path = tmp_path / 'videos' / 'eval' / 'episode' / 'image' / f'{slot}.gif'
     frames = video.read_gif(path)
     assert frames[:, 20, 20, 0].tolist() == [0, 80, 160, 240]
-  tags = reader.read(tmp_path).Tags()['tensors']
+  tags = tensorboard.read(tmp_path).Tags()['tensors']
   assert {'eval/episode/score', 'eval/episode/image/0'} <= set(tags)
   said = capsys.readouterr().out
   assert 'score 3 ± 0 (standard error), median 3, 3 to 3, in 5 episodes' in said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.run import program
+from tests.helpers import program
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from tests.run import program
-from tests.run.test_pod import GAME
+from tests.helpers import program
+from tests.hosts.test_heartbeat import GAME
 
 PARALLEL = (*GAME, '--config.script=parallel')
 

@@ -10,7 +10,7 @@ from configs import base
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.replay import Replay, Stream
 from dreamer_tpu.run.saving import Saver
-from tests.learner import small
+from tests.helpers import small
 
 STREAMS = 4
 CAPACITY = 600

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from tests import reader
-from tests.run import program
+from tests.helpers import program, tensorboard
 
 CARTPOLE = '--config=configs/gym.py:debug'
 OFTEN = '--config.run.log_every=-1'
@@ -43,7 +42,7 @@ def check_files(logdir, steps):
   moments = [line['step'] for line in metrics]
   assert moments == sorted(moments)
   assert moments[-1] == steps
-  tags = reader.read(logdir).Tags()['tensors']
+  tags = tensorboard.read(logdir).Tags()['tensors']
   assert {'train/loss/total', 'replay/items', 'fps/policy'} <= set(tags)
   return metrics, tags
 
@@ -127,7 +126,7 @@ def test_speed_and_what_reports_hold(twins):
     assert 0 < line['perf/update_ms'] <= 1000 * longest
     assert 'perf/mfu' not in line  # nobody knows the peak of a CPU
   assert len(list(two.glob('plugins/profile/*/*.xplane.pb'))) == 1
-  tags = set(reader.read(two).Tags()['tensors'])
+  tags = set(tensorboard.read(two).Tags()['tensors'])
   assert {'imagined/return', 'report/grad_norm/dyn'} <= tags
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.learner.acting import PolicyStep
-from tests.learner import small
+from tests.helpers import small
 
 MESHES = [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8)]
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ from configs import base
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.sharding import rules
-from tests.learner import small
+from tests.helpers import small
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() != 8, reason='needs eight devices'

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamer_tpu.sharding import arrays, rules
-from tests.learner import small
+from tests.helpers import small
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() < 8, reason='needs eight devices'

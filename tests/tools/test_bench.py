@@ -8,7 +8,8 @@ import sys
 import jax
 import pytest
 
-from dreamer_tpu.tools import bench, bench_parts, bench_run
+from dreamer_tpu.tools.bench import __main__ as bench
+from dreamer_tpu.tools.bench import parts, runs
 
 DEBUG = '--config=configs/gym.py:debug'
 
@@ -21,7 +22,7 @@ def rows(capsys, *args):
 
 def test_device_parts_need_neither_environments_nor_tensorflow():
   code = (
-    'import sys; from dreamer_tpu.tools import bench, bench_device;'
+    'import sys; from dreamer_tpu.tools.bench import __main__, device;'
     "print([x for x in ('gymnasium', 'tensorflow', 'clu', 'dreamer_tpu.envs')"
     ' if x in sys.modules])'
   )
@@ -46,7 +47,7 @@ def test_parts(capsys):
   found = rows(capsys, 'parts', DEBUG, '--repeat=1')
   parts = {(row['part'], row['pass']): row for row in found}
   named = {part for part, _ in parts}
-  assert named == {*bench_parts.PARTS, 'other'}
+  assert named == {*parts.PARTS, 'other'}
   assert sum(row['share'] for row in found) == pytest.approx(1)
   assert parts['other', '']['gflops'] < 0.01 * sum(x['gflops'] for x in found)
   (whole,) = rows(capsys, 'learner', DEBUG, '--repeat=1')
@@ -69,7 +70,7 @@ def test_time_of_an_operation_is_without_those_inside():
   ]
   line = [Event(a, b, [('hlo_op', name)]) for a, b, name in events]
   line.append(Event(2, 1, [('other', 'thread')]))
-  found = dict(bench_parts.alone(line))
+  found = dict(parts.alone(line))
   expected = dict(loop=3, a=3, b=3, c=1, d=2)
   assert found == pytest.approx({k: v / 1e9 for k, v in expected.items()})
 
@@ -86,7 +87,7 @@ def test_time_of_an_operation_is_without_those_inside():
   ],
 )
 def test_parts_by_scope(origin, part):
-  assert bench_parts.place(origin) == part
+  assert parts.place(origin) == part
 
 
 def test_policy(capsys):
@@ -158,13 +159,13 @@ def test_what_bounds_a_run(learning, acting, learner_wait, actor_wait, bound):
     learner_wait=learner_wait,
     actor_wait=actor_wait,
   )
-  assert bench_run.bound(shares) == bound
+  assert runs.bound(shares) == bound
 
 
 def test_rates_are_those_of_the_longest_log_but_the_first():
   logs = [{'time': t} for t in (50, 60, 90, 100, 101)]
-  assert bench_run.steady(logs) is logs[2]
-  assert bench_run.steady(logs[:1]) is logs[0]
+  assert runs.steady(logs) is logs[2]
+  assert runs.steady(logs[:1]) is logs[0]
 
 
 def test_table():

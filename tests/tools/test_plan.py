@@ -11,8 +11,8 @@ import pytest
 from configs import dmc_proprio
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding import mesh as mesh_lib
-from dreamer_tpu.sharding import topology
-from dreamer_tpu.tools import plan, plan_mesh, plan_step
+from dreamer_tpu.tools.plan import __main__ as plan
+from dreamer_tpu.tools.plan import meshes, step, topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -49,7 +49,7 @@ def test_figures(planned):
   assert planned['mesh'] == dict(data=16, fsdp=1, model=1)
   config = dmc_proprio.get_config('debug')
   config.dtype.compute = 'bfloat16'
-  agent = plan_step.make_agent(config)
+  agent = step.make_agent(config)
   params = sum(x.size for x in _leaves(agent.variables))
   assert planned['parameters'] == params
   state = 4 * params * 3  # weights and two moments
@@ -61,7 +61,7 @@ def test_figures(planned):
   # Every weight of the world model is used at B x T steps, forward and back.
   floor = 6 * 16 * config.batch_length * params
   assert 0.5 * floor < planned['flops'] < 20 * floor
-  assert planned['replay'] * 4 == plan_step.replay_bytes(config, agent)
+  assert planned['replay'] * 4 == step.replay_bytes(config, agent)
 
 
 def test_floors(planned):
@@ -152,19 +152,19 @@ def test_meshes_of_topologies_keep_rows_on_hosts(name, chips, hosts, model):
 
 def test_prediction_prefers_data_for_small_and_shards_for_large_models():
   config = dmc_proprio.get_config('size1m')
-  agent = plan_step.make_agent(config)
-  order = sorted(plan_mesh.predictions(config, agent, 'v5e:4x4'))
+  agent = step.make_agent(config)
+  order = sorted(meshes.predictions(config, agent, 'v5e:4x4'))
   assert order[0][1] == (16, 1, 1)
   assert all(d * f * m == 16 and m <= 4 for _, (d, f, m) in order)
   config = dmc_proprio.get_config('size400m')
-  agent = plan_step.make_agent(config)
-  fitting = [x for _, x in plan_mesh.predictions(config, agent, 'v5e:2x2')]
+  agent = step.make_agent(config)
+  fitting = [x for _, x in meshes.predictions(config, agent, 'v5e:2x2')]
   assert (1, 4, 1) in fitting
 
 
 def test_the_text_tells_what_does_not_fit():
   shown = plan.lines(
-    plan_step.Plan(
+    step.Plan(
       topology='v5e:1x1',
       chips=1,
       hosts=1,
@@ -206,7 +206,7 @@ def test_the_text_tells_what_does_not_fit():
   ],
 )
 def test_what_the_compiler_says_when_memory_does_not_suffice(message, gib):
-  assert plan_step.needed(message) == gib * 2**30
+  assert step.needed(message) == gib * 2**30
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dreamer_tpu.tools import plan_hlo
-from tests.learner import small
+from dreamer_tpu.tools.plan import hlo
+from tests.helpers import small
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() < 8, reason='needs eight devices'
@@ -25,7 +25,7 @@ def compile_for(mesh, fn, *specs, shapes):
     for shape, s in zip(shapes, shardings, strict=True)
   ]
   text = jax.jit(fn).lower(*args).compile().as_text()
-  return plan_hlo.Program(text)
+  return hlo.Program(text)
 
 
 def test_a_sum_in_a_loop_counts_as_often_as_the_loop_runs():

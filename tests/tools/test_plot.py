@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.tools import curves, plot
+from dreamer_tpu.tools.plot import __main__ as plot
+from dreamer_tpu.tools.plot import curves
 
 
 def write_run(path, task, steps, scores, repeat=1, total=1e6, **env):

@@ -1,0 +1,1 @@
+"""Mathematical operations with a reference and a fast form."""

@@ -1,0 +1,1 @@
+"""Import of checkpoints of the public DreamerV3 implementation."""

@@ -1,0 +1,1 @@
+"""The command line: flags, validation, log directory, platform."""

@@ -1,0 +1,1 @@
+"""Processes of a run: joining, heartbeats, exchange, preemption, clocks."""

@@ -1,0 +1,1 @@
+"""Sequence sampling: uniform, by priority, by recency, and mixtures."""

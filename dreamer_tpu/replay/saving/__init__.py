@@ -1,0 +1,1 @@
+"""Incremental files of a replay shard."""

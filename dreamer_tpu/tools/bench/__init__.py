@@ -1,0 +1,1 @@
+"""Benchmarks of updates, acting, replay, checkpoints and whole runs."""

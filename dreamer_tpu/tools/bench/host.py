@@ -1,0 +1,134 @@
+"""What the host does besides: act in environments, store, save."""
+
+import contextlib
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer_tpu.actor.actor import Actor
+from dreamer_tpu.agent import Agent
+from dreamer_tpu.checkpoint.manager import Checkpointer
+from dreamer_tpu.replay import Replay
+from dreamer_tpu.run import build
+from dreamer_tpu.tools.bench.device import random_steps
+
+Row = dict[str, Any]
+WARM = 10
+
+
+def actor(config: Any, repeat: int) -> list[Row]:
+  """Steps per second of environments, policy and replay together."""
+  with _environments(config) as env:
+    agent = build.agent(config, env)
+    policy = build.policy(
+      config, agent, env.num_envs, stream=build.ACTING, mode='sample'
+    )
+    state = jax.jit(agent.init)(jax.random.key(config.seed))
+    policy.params = jax.tree.map(
+      lambda x: x.astype(agent.dtype), state['params']
+    )
+    loop = Actor(env, policy, _replay(config, agent).add)
+    seconds = _median(loop.step, repeat, warm=WARM)
+  return [
+    {
+      'task': config.task,
+      'envs': config.run.envs,
+      'ms': 1e3 * seconds,
+      'steps_per_s': config.run.envs / seconds,
+    }
+  ]
+
+
+def replay(config: Any, repeat: int) -> list[Row]:
+  """Inserting a step, sampling a batch, writing its latents back."""
+  with _environments(config) as env:
+    agent = build.agent(config, env)
+  replay = _replay(config, agent)
+  rng = np.random.default_rng(config.seed)
+  streams = config.run.envs
+  step = random_steps(agent, (streams,), rng)
+  insert = _median(lambda: replay.add(step), repeat * replay.length)
+  batch, stepid = replay.sample(config.batch_size)
+  sample = _median(lambda: replay.sample(config.batch_size), repeat)
+  latents = {k: v for k, v in batch.items() if k.startswith('latent/')}
+  write = _median(lambda: replay.update(stepid, latents), repeat)
+  size = sum(x.nbytes for x in batch.values())
+  return [
+    {
+      'task': config.task,
+      'batch': f'{config.batch_size}x{replay.length}',
+      'insert_steps_per_s': streams / insert,
+      'sample_ms': 1e3 * sample,
+      'sample_mb_per_s': size / 1e6 / sample,
+      'write_back_ms': 1e3 * write,
+      'bytes_per_step': size / config.batch_size / replay.length,
+    }
+  ]
+
+
+def checkpoint(config: Any, repeat: int) -> list[Row]:
+  """Seconds that a save of the agent holds up training, and takes."""
+  with _environments(config) as env:
+    learner = build.learner(config, build.agent(config, env))
+  learner.init()
+  blocking, total, restore = [], [], []
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    Checkpointer(pathlib.Path(folder) / 'checkpoints') as checkpointer,
+  ):
+    for step in range(1, repeat + 1):
+      start = time.perf_counter()
+      checkpointer.save(step, learner.state, {})
+      blocking.append(time.perf_counter() - start)
+      checkpointer.wait()
+      total.append(time.perf_counter() - start)
+      start = time.perf_counter()
+      checkpointer.restore(step, learner.abstract)
+      restore.append(time.perf_counter() - start)
+  size = sum(x.nbytes for x in jax.tree.leaves(learner.state))
+  return [
+    {
+      'task': config.task,
+      'mb': size / 1e6,
+      'blocking_s': statistics.median(blocking),
+      'save_s': statistics.median(total),
+      'save_mb_per_s': size / 1e6 / statistics.median(total),
+      'restore_s': statistics.median(restore),
+    }
+  ]
+
+
+def _replay(config: Any, agent: Agent) -> Replay:
+  return build.replay(
+    config,
+    agent,
+    config.run.envs,
+    capacity=config.replay.size,
+    online=config.replay.online,
+    stream=build.REPLAY,
+  )
+
+
+@contextlib.contextmanager
+def _environments(config: Any) -> Iterator[Any]:
+  env = build.environments(config, 0)
+  try:
+    yield env
+  finally:
+    env.close()
+
+
+def _median(run: Callable[[], Any], repeat: int, warm: int = 1) -> float:
+  """Median seconds of a call, the first ones left out."""
+  times = []
+  for _ in range(warm + repeat):
+    start = time.perf_counter()
+    run()
+    times.append(time.perf_counter() - start)
+  return statistics.median(times[warm:])

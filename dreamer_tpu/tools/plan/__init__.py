@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation of an update for a TPU topology."""

@@ -1,0 +1,1 @@
+"""Learning curves and open-loop images."""
