@@ -1,6 +1,6 @@
-"""DreamerV3: learn a world model, and from it a policy, on one task.
+r"""DreamerV3: learn a world model, and from it a policy, on one task.
 
-usage:
+Usage:
   python main.py --logdir=DIR [--config=configs/SUITE.py[:PRESET,...]]
     [--config.KEY=VALUE ...]
 
@@ -11,9 +11,9 @@ usage:
   --logdir   A local path or gs://bucket/path; {timestamp} becomes the time.
              The same directory again goes on with the run in it.
 
-examples:
+Examples:
   python main.py --logdir=runs/first
-  python main.py --logdir=runs/{timestamp} --config=configs/atari.py:size12m \\
+  python main.py --logdir=runs/{timestamp} --config=configs/atari.py:size12m \
     --config.task=atari_breakout --config.run.steps=1e6
 
 Exit codes: 0 done; 75 stopped and saved, start again to go on; 1 an error,

@@ -1,0 +1,1 @@
+"""Suites, sizes and presets: one file per suite, defaults in base.py."""
