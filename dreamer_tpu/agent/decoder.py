@@ -122,7 +122,7 @@ class Decoder(nnx.Module):
     if self.images:
       images = {k: obs[k] for k in self.images}
       cells = self._cells(deter, stoch)
-      losses |= placement.by_row(self._image_losses, cells, images)
+      losses |= placement.map_batch_rows(self._image_losses, cells, images)
     return losses
 
   def _vector_heads(self, deter, stoch) -> dict[str, Any]:
@@ -164,7 +164,10 @@ class Decoder(nnx.Module):
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in.of_state(stoch)).reshape(a.shape)
-    a, b = (placement.constrain(y, 'images', None, None, None) for y in (a, b))
+    a, b = (
+      placement.with_logical_constraint(y, 'images', None, None, None)
+      for y in (a, b)
+    )
     x = a + b
     return x.reshape(*batch, *x.shape[1:])
 

@@ -84,14 +84,16 @@ class Encoder(nnx.Module):
       tokens.append(self.mlp(x.astype(self.dtype)))
     if self.images:
       images = [obs[k] for k in self.images]
-      tokens.append(placement.by_row(self._convolve, images))
+      tokens.append(placement.map_batch_rows(self._convolve, images))
     return jnp.concatenate(tokens, -1)
 
   def _convolve(self, images: list[jax.Array]) -> jax.Array:
     pixels = jnp.concatenate(images, -1)
     batch = pixels.shape[:2]
     pixels = pixels.reshape(-1, *pixels.shape[2:])
-    pixels = placement.constrain(pixels, 'images', None, None, None)
+    pixels = placement.with_logical_constraint(
+      pixels, 'images', None, None, None
+    )
     x = pixels.astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
       x = self._stage(i, x)

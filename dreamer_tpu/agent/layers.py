@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend, placement
 
 Axes = tuple[str | None, ...]
 # Of a part of a product on CPUs: fewer, and it is slower than all at once.
@@ -65,13 +65,13 @@ def _norm_silu_forward(x, scale, axes):
 def _norm_silu_backward(axes, residuals, cotangent):
   x, scale = residuals
   wide = x.astype(jnp.float32)
-  inverse = placement.settled(_inverse_rms(wide, axes))
+  inverse = placement.materialize(_inverse_rms(wide, axes))
   unit = wide * inverse
   y = unit * scale
   gate = jax.nn.sigmoid(y)
   d_y = cotangent.astype(jnp.float32) * (gate + y * gate * (1 - gate))
   d_unit = d_y * scale
-  mean = placement.settled(jnp.mean(d_unit * unit, axes, keepdims=True))
+  mean = placement.materialize(jnp.mean(d_unit * unit, axes, keepdims=True))
   d_x = inverse * (d_unit - unit * mean)
   return d_x.astype(x.dtype), _sum_to(d_y * unit, scale.shape)
 
@@ -159,10 +159,9 @@ def kernel_gradient(x: jax.Array, d_z: jax.Array) -> jax.Array:
   product where either is narrow. Products of parts, of which the narrower one
   is transposed, take 0.4 to 1 of the time.
   """
-  at_once = functools.partial(jnp.einsum, '...i,...o->io')
-  if placement.spread():  # Several devices sum up one product, not several.
-    return at_once(x, d_z)
-  return jax.lax.platform_dependent(x, d_z, cpu=_in_parts, default=at_once)
+  if backend.form() is backend.Form.CPU:
+    return _in_parts(x, d_z)
+  return jnp.einsum('...i,...o->io', x, d_z)
 
 
 def _in_parts(x, d_z):
@@ -225,7 +224,7 @@ class Linear(nnx.Module):
     kernel = self.kernel[...].astype(self.dtype)
     ends = [*itertools.accumulate(x.shape[-1] for x in parts)]
     kernels = [
-      placement.by_inputs(k, 'units') for k in jnp.split(kernel, ends[:-1])
+      placement.split_inputs(k, 'units') for k in jnp.split(kernel, ends[:-1])
     ]
     bias = self.bias[...].astype(self.dtype)
     inputs = [x.astype(self.dtype) for x in parts]
@@ -234,7 +233,10 @@ class Linear(nnx.Module):
 
 def _of_parts(parts, kernels, bias):
   x = functools.reduce(jnp.add, map(product, parts, kernels))
-  return placement.constrain(x, *['any'] * (x.ndim - 1), 'units') + bias
+  return (
+    placement.with_logical_constraint(x, *['any'] * (x.ndim - 1), 'units')
+    + bias
+  )
 
 
 def recall(fn: Callable, known: jax.Array | None, *args: Any) -> jax.Array:

@@ -81,7 +81,7 @@ def imagination(
     last.T, 1 - cont.T, reward.T, target.T, 1.0, config.lam
   ).T
   norm = config.retnorm
-  everywhere = placement.whole(sg(returns))
+  everywhere = placement.replicate(sg(returns))
   retnorm = normalizer.update(
     retnorm, everywhere, rate=norm.rate, low=norm.low, high=norm.high
   )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from dreamer_tpu.agent import layers, transition
 from dreamer_tpu.agent.distributions import Categorical
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend, placement
 from dreamer_tpu.agent.transition import Dense, Weights
 
 Array = jax.Array
@@ -28,9 +28,9 @@ def _place_state(
 ) -> tuple[Array, Array, Array]:
   """`deter` split by blocks in both forms and `stoch` by variables."""
   return (
-    placement.constrain(deter, 'rows', 'block_units'),
-    placement.constrain(by_block, 'blocks', 'rows', None),
-    placement.constrain(stoch, 'rows', 'units'),
+    placement.with_logical_constraint(deter, 'rows', 'block_units'),
+    placement.with_logical_constraint(by_block, 'blocks', 'rows', None),
+    placement.with_logical_constraint(stoch, 'rows', 'units'),
   )
 
 
@@ -39,7 +39,7 @@ def _place_steps(tree: Any) -> Any:
 
   def place(x):
     blocks = ['blocks'] if x.ndim == 4 else []
-    return placement.constrain(x, None, *blocks, 'rows', None)
+    return placement.with_logical_constraint(x, None, *blocks, 'rows', None)
 
   return jax.tree.map(place, tree)
 
@@ -70,7 +70,9 @@ class Outputs(NamedTuple):
 
 def _posterior(w: Weights, deter: Array, token: Array) -> tuple[Array, tuple]:
   """Logits [B, S C] from `deter` [B, D], and the products on the way."""
-  saved = [placement.constrain(deter @ w.post + token, 'rows', None)]
+  saved = [
+    placement.with_logical_constraint(deter @ w.post + token, 'rows', None)
+  ]
   x = transition.activate(saved[0], w.post_scale)
   for layer in w.post_rest:
     saved.append(layer.linear(x))
@@ -118,7 +120,9 @@ def _scan(classes, unimix, w, deter, stoch, inputs, *, save=False):
     return state, (Outputs(deter, logits, chosen), saved)
 
   inputs = inputs._replace(
-    action=placement.constrain(inputs.action, None, 'rows', 'block_units'),
+    action=placement.with_logical_constraint(
+      inputs.action, None, 'rows', 'block_units'
+    ),
     token=_place_steps(inputs.token),
   )
   by_block = layers.to_blocks(deter, len(w.own))
@@ -151,7 +155,13 @@ def _masked(
 
 def _forward_rule(classes, unimix, w, deter, stoch, inputs):
   outputs, saved = _scan(
-    classes, unimix, w, deter, stoch, inputs, save=placement.one_cpu()
+    classes,
+    unimix,
+    w,
+    deter,
+    stoch,
+    inputs,
+    save=backend.form() is backend.Form.CPU,
   )
   return outputs, (w, deter, stoch, inputs, outputs, saved)
 
@@ -293,7 +303,7 @@ def _linear(x: Array, d_z: Array) -> tuple[Array, Array]:
   if x.ndim == 3:
     return layers.kernel_gradient(x, d_z), d_z.sum((0, 1))
   bias = d_z.sum((0, 2))[:, None]
-  if not placement.one_cpu():
+  if backend.form() is not backend.Form.CPU:
     return jnp.einsum('tgbi,tgbo->gio', x, d_z), bias
   # A product of all blocks at once would transpose `x`, slower than it is.
   by_block = jnp.swapaxes(x, 0, 1), jnp.swapaxes(d_z, 0, 1)

@@ -175,8 +175,8 @@ class RSSM(nnx.Module):
     deter, stoch = state['deter'], flatten(state['stoch'])
     rows = ['any'] * (deter.ndim - 1)
     return (
-      placement.constrain(deter, *rows, 'block_units'),
-      placement.constrain(stoch, *rows, 'units'),
+      placement.with_logical_constraint(deter, *rows, 'block_units'),
+      placement.with_logical_constraint(stoch, *rows, 'units'),
     )
 
   def _categorical(self, logits: jax.Array) -> Categorical:

@@ -76,28 +76,30 @@ def place(w: Weights) -> Weights:
   three sums over devices: of both input layers at once, of the hidden norm,
   and of the posterior layer. As parameters they are split by outputs.
   """
-  by_block = lambda x: placement.constrain(x, 'blocks', None, None)
-  same = lambda x: placement.constrain(x, *[None] * x.ndim)
+  by_block = lambda x: placement.with_logical_constraint(
+    x, 'blocks', None, None
+  )
+  same = lambda x: placement.with_logical_constraint(x, *[None] * x.ndim)
   whole = lambda tree: jax.tree.map(same, tree)
   kernel, bias = w.logits
   return Weights(
     deter=whole(w.deter).replace(
-      kernel=placement.by_inputs(w.deter.kernel, 'block_units')
+      kernel=placement.split_inputs(w.deter.kernel, 'block_units')
     ),
     stoch=whole(w.stoch).replace(
-      kernel=placement.by_inputs(w.stoch.kernel, 'units')
+      kernel=placement.split_inputs(w.stoch.kernel, 'units')
     ),
     own=by_block(w.own),
-    shared=placement.constrain(w.shared, None, 'block_units'),
+    shared=placement.with_logical_constraint(w.shared, None, 'block_units'),
     hidden_scale=by_block(w.hidden_scale),
     hidden=jax.tree.map(by_block, w.hidden),
     gates=jax.tree.map(by_block, w.gates),
-    post=placement.by_inputs(w.post, 'block_units'),
+    post=placement.split_inputs(w.post, 'block_units'),
     post_scale=same(w.post_scale),
     post_rest=whole(w.post_rest),
     logits=(
-      placement.constrain(kernel, None, 'units'),
-      placement.constrain(bias, 'units'),
+      placement.with_logical_constraint(kernel, None, 'units'),
+      placement.with_logical_constraint(bias, 'units'),
     ),
   )
 
@@ -145,7 +147,7 @@ def step(
     The next `by_block`, and the results of the products.
   """
   blocks = len(w.own)
-  split = lambda x: placement.constrain(x, 'rows', None)
+  split = lambda x: placement.with_logical_constraint(x, 'rows', None)
   ins = split(w.deter.linear(deter)), split(w.stoch.linear(stoch))
   x = input_layers(w, *ins) @ w.shared + action
   x = layers.block_product(by_block, w.own) + layers.to_blocks(x, blocks)

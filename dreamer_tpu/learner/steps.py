@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from dreamer_tpu.agent import Agent
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 from dreamer_tpu.sharding import rules
 
 Tree = dict[str, Any]
@@ -64,9 +64,12 @@ class Steps:
       mesh, sharding_rules, agent.variables, abstract
     )
     self.abstract = jax.tree.map(_struct, abstract, self.shardings)
-    self._place = rules.placing(mesh, sharding_rules)
     platform = mesh.devices.flat[0].platform
-    self._one_cpu = platform == 'cpu' and mesh.size == 1
+    one_cpu = platform == 'cpu' and mesh.size == 1
+    self._backend = backend.Backend(
+      backend.Form.CPU if one_cpu else backend.Form.ACCELERATOR,
+      rules.constraints(mesh, sharding_rules),
+    )
     self.metrics: list[str] = []
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.new_carry = jax.jit(
@@ -105,7 +108,7 @@ class Steps:
 
   def _train(self, state, carry, batch, seed):
     key = jax.random.fold_in(_stream(seed, TRAIN), state['step'])
-    with placement.using(self._place, one_cpu=self._one_cpu):
+    with backend.using(self._backend):
       state, carry, latents, metrics = self.agent.train(
         self._gather(state), carry, batch, key
       )
@@ -116,12 +119,14 @@ class Steps:
 
   def _report(self, state, carry, batch, seed, count):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
-    return self.agent.report(self._gather(state), carry, batch, key)
+    with backend.using(self._backend):
+      return self.agent.report(self._gather(state), carry, batch, key)
 
   def _gradient_norm(self, state, carry, batch, seed, count, term):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
     state = self._gather(state)
-    return self.agent.gradient_norm(state, carry, batch, key, term)
+    with backend.using(self._backend):
+      return self.agent.gradient_norm(state, carry, batch, key, term)
 
   def _gather(self, state):
     networks = {

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding.mesh import BATCH, divisors
 
@@ -92,10 +92,10 @@ def state(
   return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
-def placing(
+def constraints(
   mesh: Mesh, rules: Mapping[str, str | None]
-) -> placement.Place | None:
-  """How activations lie on the mesh, for `placement.using`; None on one device.
+) -> backend.Constrain | None:
+  """Returns the sharding constraints of activations; None on one device.
 
   'rows' are those of the batch, 'images' are also split over `model` where
   they divide, 'any' is left open, the other names are as of parameters.
@@ -105,11 +105,10 @@ def placing(
     mesh: The device mesh.
     rules: Mesh axis, or None, per logical axis name.
   """
-
   if mesh.size == 1:
     return None
 
-  def place(x: jax.Array, axes: placement.Axes | None) -> jax.Array:
+  def constrain(x: jax.Array, axes: backend.Axes | None) -> jax.Array:
     if axes is None:
       return jax.lax.with_sharding_constraint(x, replicated(mesh))
     if mesh.shape['model'] == 1:
@@ -126,7 +125,7 @@ def placing(
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(x, sharding)
 
-  return place
+  return constrain
 
 
 def gather(tree: Tree, shardings: Tree, dtype: Any) -> Tree:

@@ -8,7 +8,7 @@ from jax.interpreters import partial_eval
 
 from configs import base, presets
 from dreamer_tpu.agent import Agent
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 from tests.helpers import golden, small
 
 
@@ -132,7 +132,7 @@ def test_bfloat16_stays_finite(updates):
 
 def test_rows_one_after_another_learn_the_same():
   outcomes = []
-  for one_cpu in (False, True):
+  for form in backend.Form:
     agent = small.make_agent()
     state = jax.jit(agent.init)(jax.random.key(0))
     inputs = agent._contextualize(
@@ -143,7 +143,7 @@ def test_rows_one_after_another_learn_the_same():
       value, aux = agent._loss(params, state, *inputs, jax.random.key(1))
       return value, aux[2].terms
 
-    with placement.using(None, one_cpu=one_cpu):
+    with backend.using(backend.Backend(form)):
       compiled = jax.jit(jax.grad(loss, has_aux=True))
       outcomes.append(compiled(state['params']))
   differences = small.difference(outcomes[1][0], outcomes[0][0])

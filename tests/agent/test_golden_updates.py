@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from dreamer_tpu.agent import distributions, spaces
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 from tests.helpers import golden
 from tests.helpers.golden import error
 
@@ -18,13 +18,13 @@ PUBLIC_TERMS = {'reward': 'rew', 'cont': 'con'}
 
 
 # As compiled for TPUs, and for one CPU.
-CASES = [(name, one_cpu) for name in golden.OBS for one_cpu in (False, True)]
+CASES = [(name, form) for name in golden.OBS for form in backend.Form]
 
 
 @pytest.fixture(scope='module', params=CASES)
 def numbers(request):
-  name, one_cpu = request.param
-  with placement.using(None, one_cpu=one_cpu):
+  name, form = request.param
+  with backend.using(backend.Backend(form)):
     yield golden.Golden(name)
 
 

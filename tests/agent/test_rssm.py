@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 from dreamer_tpu.agent.rssm import RSSM
 from dreamer_tpu.metrics import flops
 from tests.helpers import golden, small
@@ -151,8 +151,8 @@ def test_nothing_passes_a_reset(pair):
     assert name == 'stoch' or apart[:, :4].any(), name
 
 
-@pytest.mark.parametrize('one_cpu', [False, True])
-def test_gradients_are_those_of_plain_differentiation(pair, one_cpu):
+@pytest.mark.parametrize('form', backend.Form)
+def test_gradients_are_those_of_plain_differentiation(pair, form):
   """Of parameters, first state, tokens and actions."""
   model, slow = pair
   state, tokens, action, reset = sample(slow.c)
@@ -187,7 +187,7 @@ def test_gradients_are_those_of_plain_differentiation(pair, one_cpu):
     return loss(stack(rows))
 
   args = (params, state, tokens, action)
-  with placement.using(None, one_cpu=one_cpu):
+  with backend.using(backend.Backend(form)):
     actual = jax.jit(jax.grad(fast_loss, (0, 1, 2, 3)))(*args)
   expected = jax.jit(jax.grad(slow_loss, (0, 1, 2, 3)))(*args)
   for name, apart in small.difference(actual, expected).items():
@@ -207,8 +207,8 @@ def test_one_cpu_keeps_the_results_of_products(pair):
     _, states = model.observe(state, tokens, action, reset, None)
     return sum(x.sum() for x in states.values())
 
-  def products(one_cpu):
-    with placement.using(None, one_cpu=one_cpu):
+  def products(form):
+    with backend.using(backend.Backend(form)):
       return flops.count(jax.grad(loss), params).matmul
 
   weights = model._weights().replace(logits=())
@@ -216,7 +216,9 @@ def test_one_cpu_keeps_the_results_of_products(pair):
     x for x in jax.tree.leaves(weights) if x.ndim > 1 and x.shape[-2] > 1
   ]
   again = 2 * BATCH * STEPS * sum(x.size for x in kernels)
-  assert products(False) - products(True) == again
+  assert (
+    products(backend.Form.ACCELERATOR) - products(backend.Form.CPU) == again
+  )
 
 
 def stack(rows):

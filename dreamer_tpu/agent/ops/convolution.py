@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from dreamer_tpu.agent.layers import truncated_normal
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 
 Padding = tuple[int, int]
 # Pixels whose windows, at the channels of small models, fit into a cache.
@@ -50,11 +50,8 @@ def _convolve_forward(x, kernel, padding):
 
 def _convolve_backward(padding, residuals, d_y):
   x, kernel = residuals
-  default = functools.partial(_transposed, padding)
-  if placement.spread():
-    return default(x, kernel, d_y)
-  on_cpu = functools.partial(_on_cpu, padding)
-  return jax.lax.platform_dependent(x, kernel, d_y, cpu=on_cpu, default=default)
+  on_cpu = backend.form() is backend.Form.CPU
+  return (_on_cpu if on_cpu else _transposed)(padding, x, kernel, d_y)
 
 
 def _transposed(padding, x, kernel, d_y):

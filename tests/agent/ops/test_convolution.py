@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamer_tpu.agent.ops import convolution, placement
+from dreamer_tpu.agent.ops import backend, convolution
 
 SIZES = [3, 4, 5, 6]
 
@@ -92,6 +92,12 @@ def test_equal_maxima_share_the_gradient():
   np.testing.assert_allclose(grad.ravel(), expected)
 
 
+@pytest.fixture
+def on_cpu():
+  with backend.using(backend.Backend(backend.Form.CPU)):
+    yield
+
+
 def kernel_gradient(x, d_y, size, dtype=jnp.float32):
   """By `convolve`, and what was compiled."""
   kernel = jnp.zeros((size, size, x.shape[-1], d_y.shape[-1]), dtype)
@@ -118,6 +124,7 @@ def kernel_gradient_by_taps(x, d_y, size):
   return np.array([[tap(a, b) for b in range(size)] for a in range(size)])
 
 
+@pytest.mark.usefixtures('on_cpu')
 @pytest.mark.parametrize('size', SIZES)
 def test_gradient_of_the_kernel_by_windows(size, monkeypatch):
   monkeypatch.setattr(convolution, '_CHUNK', 6 * 10 * 4)
@@ -131,12 +138,13 @@ def test_gradient_of_the_kernel_by_windows(size, monkeypatch):
   # Three images at a time: no more than four, and a divisor of nine.
   assert f'f32[{3 * size},{4 * size}]' in text
   assert 'f32[3,3,6,10,3]' in text
-  with placement.using(lambda x, axes: x):  # of several devices
+  with backend.using(backend.Backend(backend.Form.ACCELERATOR)):
     found, text = kernel_gradient(x, d_y, size)
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
   assert f'f32[{3 * size},{4 * size}]' not in text
 
 
+@pytest.mark.usefixtures('on_cpu')
 def test_gradient_of_the_kernel_is_rounded_once():
   rng = np.random.default_rng(0)
   x, d_y = (
@@ -146,12 +154,3 @@ def test_gradient_of_the_kernel_is_rounded_once():
   assert found.dtype == jnp.bfloat16
   wanted = kernel_gradient_by_taps(x, d_y, 5)
   np.testing.assert_allclose(np.float64(found), wanted, rtol=2**-8, atol=1e-2)
-
-
-@pytest.mark.parametrize(('platform', 'windows'), [('cpu', 1), ('tpu', 0)])
-def test_only_cpus_take_windows(platform, windows):
-  x, kernel = image(channels=3), jnp.ones((5, 5, 3, 4))
-  loss = lambda kernel: convolution.convolve(x, kernel, (2, 2)).sum()
-  traced = jax.jit(jax.grad(loss)).trace(kernel)
-  text = traced.lower(lowering_platforms=(platform,)).as_text()
-  assert ('tensor<15x20xf32>' in text) == windows

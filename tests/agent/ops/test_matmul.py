@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.agent import layers
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import backend
 
 ROWS = (6, 64)  # are cut into three parts of 128.
 IN_PARTS = 'f32[3,4,9]'
@@ -17,6 +17,8 @@ IN_PARTS = 'f32[3,4,9]'
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
   monkeypatch.setattr(layers, '_ROWS', 100)
+  with backend.using(backend.Backend(backend.Form.CPU)):
+    yield
 
 
 def gradients(product, x, outputs):
@@ -60,16 +62,6 @@ def test_the_narrower_one_is_transposed(rows):
     assert kernels[0] in [('4,9', '1,0'), ('4,9', '2,1,0'), ('9,4', '0,1')]
 
 
-@pytest.mark.parametrize(('platform', 'in_parts'), [('cpu', 1), ('tpu', 0)])
-def test_only_cpus_multiply_in_parts(platform, in_parts):
-  x, kernel = jnp.ones((*ROWS, 4)), jnp.ones((4, 9))
-  loss = lambda kernel: layers.product(x, kernel).sum()
-  lowered = (
-    jax.jit(jax.grad(loss)).trace(kernel).lower(lowering_platforms=(platform,))
-  )
-  assert ('tensor<3x4x9xf32>' in lowered.as_text()) == in_parts
-
-
 def test_a_product_in_parts_is_rounded_once():
   keys = jax.random.split(jax.random.key(0))
   x, d_z = (
@@ -84,7 +76,7 @@ def test_a_product_in_parts_is_rounded_once():
 
 
 def test_devices_sum_up_one_product():
-  with placement.using(lambda x, axes: x):
+  with backend.using(backend.Backend(backend.Form.ACCELERATOR)):
     wanted, _ = gradients(jnp.matmul, (*ROWS, 4), 9)
     found, text = gradients(layers.product, (*ROWS, 4), 9)
   for a, b in zip(wanted, found, strict=True):
