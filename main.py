@@ -34,9 +34,10 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   platform.choose()
   platform.use_huge_pages()
   # Only now: a mistake above is answered without waiting for JAX to import.
-  hosts = importlib.import_module('dreamer_tpu.hosts.join')
-  hosts.start(config.distributed)
-  logdir = epath.Path(hosts.same(str(logdir)))
+  join = importlib.import_module('dreamer_tpu.hosts.join')
+  sync = importlib.import_module('dreamer_tpu.hosts.sync')
+  join.start(config.distributed, on_tpu=platform.has_tpu())
+  logdir = epath.Path(sync.HostSync().broadcast(str(logdir)))
   logdirs.check_writable(logdir)
   script = importlib.import_module(f'dreamer_tpu.run.{config.script}')
   return script.main(config, logdir)

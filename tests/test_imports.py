@@ -19,7 +19,7 @@ ALLOWED = {
   'cli': set(),
   'actor': {'envs'},
   'learner': {'agent', 'sharding'},
-  'hosts': {'cli', 'sharding'},
+  'hosts': {'sharding'},
   'checkpoint': {'agent', 'replay'},
 }
 HEAVY = ('clu', 'tensorflow', 'gymnasium', 'ml_collections')

@@ -13,38 +13,36 @@ Policy = Callable[[Mapping[str, np.ndarray]], tuple[Arrays, Arrays]]
 
 
 class Actor:
-  """Steps N environments with a policy and hands on every transition.
+  """Steps N environments with a policy.
 
-  A transition is what was seen, the action taken on it, and the latents that
-  the policy had after seeing it. The environments are reset when this is made.
+  The first step resets the environments.
 
   Args:
     env: N environments.
-    policy: From observations [N, ...] to actions and latents [N, ...].
-    store: Takes each transition, for example `Replay.add`.
+    policy: Maps observations [N, ...] to actions and latents [N, ...].
   """
 
-  def __init__(
-    self,
-    env: VectorEnv,
-    policy: Policy,
-    store: Callable[[Arrays], None],
-  ):
+  def __init__(self, env: VectorEnv, policy: Policy):
     self._env = env
     self._policy = policy
-    self._store = store
     self._episodes = EpisodeStats(env.num_envs)
-    self._obs = env.reset()
-    self._episodes.update(self._obs)
+    self._obs: Arrays | None = None
 
-  def step(self) -> list[dict[str, Any]]:
-    """One step of every environment.
+  def step(self, store: Callable[[Arrays], None]) -> list[dict[str, Any]]:
+    """Steps every environment once.
+
+    Args:
+      store: Receives the transition: observations, the actions taken on them
+        and the latents of the policy, for example `Replay.add`.
 
     Returns:
-      The episodes that ended with it, as `EpisodeStats.update` returns them.
+      The episodes that ended in this step, as `EpisodeStats.update` does.
     """
+    if self._obs is None:
+      self._obs = self._env.reset()
+      self._episodes.update(self._obs)
     action, latents = self._policy(self._obs)
     seen = {k: v for k, v in self._obs.items() if not k.startswith(LOG)}
-    self._store({**seen, **action, **latents})
+    store({**seen, **action, **latents})
     self._obs = self._env.step(action)
     return self._episodes.update(self._obs)

@@ -1,1 +1,1 @@
-"""Processes of a run: joining, heartbeats, exchange, preemption, clocks."""
+"""Hosts of a run: joining, heartbeats, exchange, preemption, intervals."""

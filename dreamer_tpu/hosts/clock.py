@@ -1,12 +1,12 @@
-"""When to log, report and save."""
+"""Intervals of logs, reports and saves."""
 
 
-class Every:
-  """Due every so many seconds of the clock that all hosts share.
+class Interval:
+  """Fires at regular intervals of a clock that all hosts share.
 
   Args:
-    seconds: 0 is never, negative is with every update.
-    first: Whether the first call is due whatever the time.
+    seconds: Time between two events; 0 disables, negative means every update.
+    first: Whether to fire at the first call.
     update: Updates at the start.
   """
 
@@ -16,11 +16,11 @@ class Every:
     self._update = update
 
   def __call__(self, update: int, now: float) -> bool:
-    """Whether it is due; if so, the time starts anew.
+    """Returns whether the event is due; if so, restarts the interval.
 
     Args:
       update: Updates so far.
-      now: Seconds, as all hosts know it; see `agreement`.
+      now: Seconds on the shared clock.
     """
     if self._last is None:
       self._last = now

@@ -1,15 +1,14 @@
-"""Signs of life between the hosts of a run, and news for process 0.
+"""Heartbeats between the hosts of a run.
 
-A host that dies would leave the others waiting in a collective for ever. So
-every process has a connection to process 0, over which each sends a line of
-JSON a second. Whoever falls silent, or says that it failed, ends the run on
-all hosts, and each says which host it was.
+A host that dies would leave the others waiting in a collective forever. So
+every process is connected to process 0, and both ends send a line of JSON each
+second. A host that falls silent or reports a failure ends the run on all
+hosts, and each of them prints the name of that host.
 """
 
 import contextlib
 import json
 import os
-import queue
 import secrets
 import socket
 import sys
@@ -23,40 +22,41 @@ import jax
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.hosts import join
+from dreamer_tpu.hosts.sync import HostSync
 
-_BEAT = 1.0  # Seconds between two signs of life.
-_LONGEST = 1 << 20  # Bytes per line.
-_JOIN = 60.0  # Seconds that the hosts have to connect.
-
-# What hosts have to tell process 0.
-_KINDS = ('episode', 'replay', 'evaluation')
+_INTERVAL = 1.0  # Seconds between two heartbeats.
+_MAX_LINE = 1 << 20  # Bytes.
+_CONNECT_TIMEOUT = 60.0  # Seconds.
 
 
-class Pod:
-  """The hosts of a run; a context manager around all that the run does.
+class Heartbeat:
+  """Watches the hosts of a run; a context manager around the whole run.
 
   With one process there is nothing to watch, and no thread.
 
   Args:
-    config: `distributed` of the configuration.
+    config: The `distributed` part of the configuration.
+    sync: Exchange between the hosts.
   """
 
-  def __init__(self, config: Any):
-    self.index = jax.process_index()
-    self.count = jax.process_count()
-    self._silence = config.silence
-    self._timeout = config.timeout
+  def __init__(self, config: Any, sync: HostSync):
+    self._index = jax.process_index()
+    self._count = jax.process_count()
+    self._config = config
+    self._sync = sync
     self._peers: dict[int, _Peer] = {}
-    self._news: dict[str, queue.SimpleQueue] = {
-      kind: queue.SimpleQueue() for kind in _KINDS
-    }
-    self._doing: dict[int, tuple[str, float]] = {}
-    self._gone: set[int] = set()
-    self._ended = threading.Event()
-    self._dying = threading.Lock()
-    if self.count == 1:
-      return
-    self._connect(config)
+    self._watched: dict[int, tuple[str, float]] = {}
+    self._left: set[int] = set()
+    self._stopped = threading.Event()
+    self._failing = threading.Lock()
+
+  def __enter__(self) -> Self:
+    if self._count == 1:
+      return self
+    if self._index:
+      self._connect()
+    else:
+      self._accept_all()
     threads = [
       threading.Thread(target=self._listen, args=(host,), daemon=True)
       for host in self._peers
@@ -64,181 +64,150 @@ class Pod:
     threads.append(threading.Thread(target=self._beat, daemon=True))
     for thread in threads:
       thread.start()
-
-  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, kind: Any, error: BaseException | None, trace: Any):
-    if self.count == 1:
+    if self._count == 1:
       return
     if error is None:
       self._leave()
       return
     if isinstance(error, jax.errors.JaxRuntimeError):
-      # Most likely the echo of another host's end, of which we shall hear.
-      time.sleep(self._silence + 5 * _BEAT)
+      # Probably caused by the end of another host, which we will hear about.
+      time.sleep(self._config.silence + 5 * _INTERVAL)
     text = ' '.join(str(error).split())[:500]
     if not isinstance(error, UserError):
       traceback.print_exception(error)
       text = f'{type(error).__name__}: {text}'
-    self._fail(text)
+    self._end(self._index, text)
 
   @contextlib.contextmanager
-  def watch(self, what: str, limit: float) -> Iterator[None]:
-    """Ends the run on all hosts if the body takes more than `limit` seconds.
+  def watch(self, name: str, limit: float) -> Iterator[None]:
+    """Ends the run on all hosts if the body exceeds a time limit.
 
     Args:
-      what: For the message, as in 'environments'.
-      limit: Seconds; with a single process there is no limit.
+      name: Name of the body for the error message.
+      limit: Seconds; with one process there is no limit.
     """
     thread = threading.get_ident()
-    self._doing[thread] = what, time.monotonic() + limit
+    message = f'{name} took more than {limit:g} s'
+    self._watched[thread] = message, time.monotonic() + limit
     try:
       yield
     finally:
-      del self._doing[thread]
+      del self._watched[thread]
 
-  def tell(self, kind: str, value: Any) -> None:
-    """Sends JSON to process 0, which finds it in `news`."""
-    if self.index == 0:
-      self._news[kind].put(value)
-    else:
-      self._peers[0].send({'kind': kind, 'value': value})
-
-  def news(self, kind: str) -> list[Any]:
-    """On process 0, what the hosts told since the last call."""
-    return [self._news[kind].get() for _ in range(self._news[kind].qsize())]
-
-  def gather(self, kind: str, value: Any) -> list[Any]:
-    """On process 0 the values of all hosts, which all have to call this.
-
-    On the others, which do not wait, their own value.
-    """
-    self.tell(kind, value)
-    if self.index:
-      return [value]
+  def _connect(self) -> None:
+    """Connects to process 0."""
+    address, port, token = self._sync.broadcast(None)
     try:
-      return [
-        self._news[kind].get(timeout=self._timeout) for _ in range(self.count)
-      ]
-    except queue.Empty:
+      connection = socket.create_connection((address, port), _CONNECT_TIMEOUT)
+    except OSError as error:
       raise UserError(
-        f'Not all of the {self.count} hosts told their {kind} figures within '
-        f'distributed.timeout={self._timeout:g} s.'
-      ) from None
+        f'Cannot reach process 0 at {address}:{port} ({error}); open all of '
+        'its ports to the other hosts.'
+      ) from error
+    connection.settimeout(None)
+    self._peers[0] = peer = _Peer(connection)
+    peer.send({'host': self._index, 'token': token})
 
-  def _connect(self, config: Any) -> None:
-    if self.index == 0:
-      family = socket.AF_INET6 if socket.has_dualstack_ipv6() else None
-      server = socket.create_server(
-        ('', 0),
-        family=family or socket.AF_INET,
-        dualstack_ipv6=family is not None,
-      )
+  def _accept_all(self) -> None:
+    """Accepts the connections of all other processes, on process 0."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    address = ('', 0)
+    with socket.create_server(
+      address, family=family, dualstack_ipv6=dual
+    ) as server:
+      server.settimeout(_CONNECT_TIMEOUT)
+      token = secrets.token_hex(16)
       port = server.getsockname()[1]
-      invitation = [join.own_address(config), port, secrets.token_hex(16)]
-      join.same(json.dumps(invitation))
-      with server:
-        self._admit(server, invitation[2])
-    else:
-      address, port, token = json.loads(join.same(''))
-      try:
-        connection = socket.create_connection((address, port), _JOIN)
-      except OSError as error:
-        raise UserError(
-          f'Process 0 cannot be reached at {address}:{port} ({error}); are all '
-          'of its ports open to the other hosts?'
-        ) from error
-      connection.settimeout(None)
-      peer = _Peer(connection)
-      peer.send({'host': self.index, 'token': token})
-      self._peers[0] = peer
+      self._sync.broadcast([join.own_address(self._config), port, token])
+      while len(self._peers) < self._count - 1:
+        self._accept(server, token)
 
-  def _admit(self, server: socket.socket, token: str) -> None:
-    server.settimeout(_JOIN)
-    while len(self._peers) < self.count - 1:
-      try:
-        connection, _ = server.accept()
-      except TimeoutError:
-        missing = set(range(1, self.count)) - self._peers.keys()
-        raise UserError(
-          f'Hosts {sorted(missing)} did not connect within {_JOIN:g} s; are '
-          'all ports of process 0 open to them?'
-        ) from None
-      connection.settimeout(_JOIN)
-      peer = _Peer(connection)
-      hello = peer.receive() or {}
-      if secrets.compare_digest(str(hello.get('token')), token):
-        connection.settimeout(None)
-        self._peers[int(hello['host'])] = peer
-      else:
-        peer.close()
+  def _accept(self, server: socket.socket, token: str) -> None:
+    try:
+      connection, _ = server.accept()
+    except TimeoutError:
+      missing = sorted(set(range(1, self._count)) - self._peers.keys())
+      raise UserError(
+        f'Hosts {missing} did not connect within {_CONNECT_TIMEOUT:g} s; open '
+        'all ports of process 0 to them.'
+      ) from None
+    connection.settimeout(_CONNECT_TIMEOUT)
+    peer = _Peer(connection)
+    hello = peer.receive() or {}
+    if secrets.compare_digest(str(hello.get('token')), token):
+      connection.settimeout(None)
+      self._peers[int(hello['host'])] = peer
+    else:
+      connection.close()
 
   def _listen(self, host: int) -> None:
-    """Takes what a peer says, until it leaves."""
+    """Reads the messages of a peer until it leaves."""
     peer = self._peers[host]
-    while (line := peer.receive()) is not None:
-      kind = line.get('kind')
+    while (message := peer.receive()) is not None:
+      kind = message.get('kind')
       if kind == 'failed':
-        self._end(line['host'], line['why'])
-      elif kind == 'bye':
-        self._gone.add(host)
-        if self.index:  # Process 0 is the last one to leave.
+        self._end(message['host'], message['reason'])
+      elif kind == 'left':
+        self._left.add(host)
+        if self._index:  # Process 0 is the last one to leave.
           return
-      elif kind in self._news:
-        self._news[kind].put(line['value'])
-    if host not in self._gone and not self._ended.is_set():
+    if host not in self._left and not self._stopped.is_set():
       self._end(host, 'its process ended or its connection broke')
 
   def _beat(self) -> None:
-    while not self._ended.wait(_BEAT):
+    """Sends heartbeats and checks those of the peers."""
+    silence = self._config.silence
+    while not self._stopped.wait(_INTERVAL):
       now = time.monotonic()
-      for what, deadline in list(self._doing.values()):
+      for message, deadline in list(self._watched.values()):
         if now > deadline:
-          self._fail(f'{what} did not come back in time')
+          self._end(self._index, message)
       for host, peer in self._peers.items():
-        # Also to who is about to leave: it waits until process 0 does.
+        # A host that has left still waits for process 0, so it gets them too.
         peer.send({'kind': 'beat'})
-        if host in self._gone:
-          continue
-        if now - peer.heard > self._silence:
-          self._end(host, f'nothing was heard of it for {self._silence:g} s')
+        if host not in self._left and now - peer.heard > silence:
+          self._end(host, f'no heartbeat for {silence:g} s')
 
-  def _fail(self, why: str) -> None:
-    """This host cannot go on."""
-    self._end(self.index, why)
-
-  def _end(self, host: int, why: str) -> None:
-    """Tells everybody whom this process reaches, and ends it."""
-    self._dying.acquire()  # Never released: the first reason counts.
+  def _end(self, host: int, reason: str) -> None:
+    """Reports the failure of a host to all peers and ends this process."""
+    self._failing.acquire()  # Never released: the first reason counts.
     for peer in self._peers.values():
-      peer.send({'kind': 'failed', 'host': host, 'why': why})
+      peer.send({'kind': 'failed', 'host': host, 'reason': reason})
+    text = f'error: Host {host} of {self._count}'
+    if host == self._index:
+      text += f', this one: {reason}'
+    else:
+      text += (
+        f': {reason}. Host {self._index} stops too; start all hosts again to '
+        'resume from the last checkpoint.'
+      )
     sys.stdout.flush()
-    print(
-      f'error: Host {host} of {self.count}: {why}. Host {self.index} ends too; '
-      'start all of them again to go on from the last checkpoint.'
-      if host != self.index
-      else f'error: Host {host} of {self.count}, this one: {why}',
-      file=sys.stderr,
-      flush=True,
-    )
+    print(text, file=sys.stderr, flush=True)
     os._exit(1)
 
   def _leave(self) -> None:
-    """Ends without alarm; process 0, on which the others rely, is the last."""
-    if self.index:
-      self._peers[0].send({'kind': 'bye'})
-    deadline = time.monotonic() + self._timeout
-    while len(self._gone) < len(self._peers) and time.monotonic() < deadline:
+    """Disconnects; process 0 waits for all others and leaves last."""
+    if self._index:
+      self._peers[0].send({'kind': 'left'})
+    deadline = time.monotonic() + self._config.timeout
+    while len(self._left) < len(self._peers) and time.monotonic() < deadline:
       time.sleep(0.01)
-    self._ended.set()
-    if self.index == 0:
+    self._stopped.set()
+    if self._index == 0:
       for peer in self._peers.values():
-        peer.send({'kind': 'bye'})
+        peer.send({'kind': 'left'})
 
 
 class _Peer:
-  """A connection that carries lines of JSON."""
+  """A connection that carries lines of JSON.
+
+  Attributes:
+    heard: Time of the last message.
+  """
 
   def __init__(self, connection: socket.socket):
     self._connection = connection
@@ -247,19 +216,16 @@ class _Peer:
     self.heard = time.monotonic()
 
   def send(self, message: dict[str, Any]) -> None:
-    """Sends; a broken connection is noticed where it is read."""
+    """Sends a message; `receive` notices a broken connection."""
     with self._sending, contextlib.suppress(OSError):
       self._connection.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> dict[str, Any] | None:
-    """The next line, or None at the end of the connection."""
+    """Waits for a message; returns None at the end of the connection."""
     try:
-      line = self._lines.readline(_LONGEST)
+      line = self._lines.readline(_MAX_LINE)
       message = json.loads(line) if line else None
     except (OSError, ValueError):
       return None
     self.heard = time.monotonic()
     return message
-
-  def close(self) -> None:
-    self._connection.close()

@@ -1,4 +1,4 @@
-"""How the hosts of a run find each other."""
+"""Joins the hosts of a run."""
 
 import os
 import socket
@@ -7,36 +7,32 @@ import threading
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from dreamer_tpu.cli import platform
 from dreamer_tpu.errors import UserError
 
-# Whatever the run's own check misses ends after this many seconds.
-_HEARTBEAT = 100
-_GRACE = 60
+# JAX's own heartbeat, for failures that `Heartbeat` does not see.
+_HEARTBEAT_SECONDS = 100
+_GRACE_SECONDS = 60
 
 
-def start(config: Any) -> None:
-  """Joins the hosts of the run, if there are several; before any device.
+def start(config: Any, *, on_tpu: bool) -> None:
+  """Joins the hosts of the run, if there are several.
 
-  On a TPU VM they are found by themselves. Elsewhere the configuration names
-  them, or the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID.
+  Call it before any use of a device. Hosts of a TPU slice find each other.
+  Elsewhere the configuration names them, or the environment variables
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
   Args:
-    config: `distributed` of the configuration.
+    config: The `distributed` part of the configuration.
+    on_tpu: Whether this is a TPU VM.
 
   Raises:
-    UserError: They are not named completely, or did not all come within
+    UserError: The names are incomplete, or not all hosts came within
       `distributed.timeout`.
   """
-  address = _address(config)
-  on_tpu = platform.has_tpu()
-  if config.enabled == 'off' or not (
-    address or on_tpu or config.enabled == 'on'
-  ):
+  address = _coordinator(config)
+  enabled = config.enabled == 'on' or bool(address) or on_tpu
+  if config.enabled == 'off' or not enabled:
     return
   arguments: dict[str, Any] = {}
   if address:
@@ -46,53 +42,41 @@ def start(config: Any) -> None:
       process_id=_number(config, 'process_id'),
     )
     _check(arguments)
-  # JAX itself aborts with a stack trace when its time is over.
-  late = threading.Timer(config.timeout, _give_up, (config, arguments))
-  late.start()
+  # On its own timeout JAX aborts with a stack trace.
+  timer = threading.Timer(config.timeout, _give_up, (config, arguments))
+  timer.start()
   try:
     jax.distributed.initialize(
       **arguments,
-      initialization_timeout=int(config.timeout) + _GRACE,
-      heartbeat_timeout_seconds=_HEARTBEAT,
+      initialization_timeout=int(config.timeout) + _GRACE_SECONDS,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
-    raise _failed(config, arguments, str(error).splitlines()[0]) from error
+    reason = str(error).splitlines()[0]
+    raise UserError(_failure(config, arguments, reason)) from error
   finally:
-    late.cancel()
-
-
-def same(text: str) -> str:
-  """Process 0's text, on all hosts; such as a path with the time in it."""
-  if jax.process_count() == 1:
-    return text
-  data = np.zeros(4096, np.uint8)
-  encoded = text.encode()
-  data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-  data = np.asarray(multihost_utils.broadcast_one_to_all(data))
-  return bytes(data).rstrip(b'\0').decode()
+    timer.cancel()
 
 
 def own_address(config: Any) -> str:
-  """A name or address by which other hosts reach this one, on process 0."""
-  address = _address(config)
-  return address.rpartition(':')[0] if address else socket.gethostname()
+  """Returns the address at which other hosts reach process 0, on process 0."""
+  return _coordinator(config).rpartition(':')[0] or socket.gethostname()
 
 
-def _address(config: Any) -> str:
-  return config.coordinator_address or os.environ.get(
-    'JAX_COORDINATOR_ADDRESS', ''
-  )
+def _coordinator(config: Any) -> str:
+  variable = os.environ.get('JAX_COORDINATOR_ADDRESS', '')
+  return config.coordinator_address or variable
 
 
 def _number(config: Any, name: str) -> int:
-  variable = f'JAX_{name.upper()}'
-  text = os.environ.get(variable, '')
   if config[name] >= 0:
     return config[name]
+  variable = f'JAX_{name.upper()}'
+  text = os.environ.get(variable, '')
   if not text.isdigit():
     raise UserError(
-      f'distributed.{name} is missing: there is a coordinator address, so '
-      f'give --config.distributed.{name}=N or {variable}=N on every host.'
+      f'distributed.{name} is missing: with a coordinator address, set '
+      f'--config.distributed.{name}=N or {variable}=N on every host.'
     )
   return int(text)
 
@@ -106,26 +90,26 @@ def _check(arguments: dict[str, Any]) -> None:
     )
   if not 0 <= index < count:
     raise UserError(
-      f'distributed.process_id={index} is none of the {count} processes; they '
-      f'are numbered 0 to {count - 1}.'
+      f'distributed.process_id={index} is out of range for {count} processes; '
+      f'use 0 to {count - 1}.'
     )
 
 
 def _give_up(config: Any, arguments: dict[str, Any]) -> None:
-  error = _failed(config, arguments, 'no answer')
-  print(f'error: {error}', file=sys.stderr, flush=True)
+  text = _failure(config, arguments, 'no answer')
+  print(f'error: {text}', file=sys.stderr, flush=True)
   os._exit(1)
 
 
-def _failed(config: Any, arguments: dict[str, Any], reason: str) -> UserError:
+def _failure(config: Any, arguments: dict[str, Any], reason: str) -> str:
   if not arguments:
-    return UserError(
-      f'This machine could not join the hosts of its TPU ({reason}); for a run '
-      'of its own use --config.distributed.enabled=off.'
+    return (
+      f'This machine could not join the hosts of its TPU ({reason}); to run '
+      'on it alone, use --config.distributed.enabled=off.'
     )
-  return UserError(
+  return (
     f'Process {arguments["process_id"]} of {arguments["num_processes"]} could '
     f'not join the others at {arguments["coordinator_address"]} within '
-    f'{config.timeout:g} s ({reason}); are all of them started, and is that '
-    'port of process 0 open to them?'
+    f'{config.timeout:g} s ({reason}); check that all of them are started and '
+    'that this port of process 0 is open.'
   )

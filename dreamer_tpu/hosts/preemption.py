@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask the run to save and stop."""
+"""Turns SIGTERM and Ctrl-C into a request to save and stop."""
 
 import os
 import signal
@@ -13,34 +13,34 @@ EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # Process groups, wrappers and schedulers may deliver one signal twice.
-_SAME = 1.0
+_DUPLICATE_SECONDS = 1.0
 
 
 class Preemption:
-  """Notes the signal instead of dying from it; a context manager.
+  """Turns SIGTERM and SIGINT into a stop request; a context manager.
 
-  A second signal, a second or more after the first, ends the process at once
-  with 128 plus its number. A thread takes them: Python's own handlers wait
-  until the main thread is back from compiling, which may take minutes.
+  A second signal at least a second later ends the process at once, with exit
+  code 128 plus its number. A thread receives them, because Python's own
+  handlers wait until the main thread has finished compiling.
 
   Args:
-    say: Shows a line on the terminal.
+    log_status: Shows a line on the terminal.
 
   Attributes:
     requested: Whether a signal has come.
   """
 
-  def __init__(self, say: Callable[[str], None]) -> None:
+  def __init__(self, log_status: Callable[[str], None]) -> None:
     self.requested = False
-    self._say = say
+    self._log_status = log_status
     self._previous: dict[int, object] = {}
 
   def __enter__(self) -> Self:
-    self._ours, self._python = socket.socketpair()
-    self._python.setblocking(False)
-    self._descriptor = signal.set_wakeup_fd(self._python.fileno())
+    self._reader, self._writer = socket.socketpair()
+    self._writer.setblocking(False)
+    self._descriptor = signal.set_wakeup_fd(self._writer.fileno())
     for number in SIGNALS:
-      self._previous[number] = signal.signal(number, _pass)
+      self._previous[number] = signal.signal(number, _ignore)
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
     return self
@@ -49,22 +49,24 @@ class Preemption:
     for number, handler in self._previous.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
     signal.set_wakeup_fd(self._descriptor)
-    self._python.close()
+    self._writer.close()
     self._thread.join()
-    self._ours.close()
+    self._reader.close()
 
   def _listen(self) -> None:
     first = 0.0
-    while number := self._ours.recv(1):
+    while number := self._reader.recv(1):
       if number[0] not in SIGNALS:
         continue
       if not self.requested:
         first, self.requested = time.monotonic(), True
         name = signal.Signals(number[0]).name
-        self._say(f'{name}: saving and stopping; a second one ends at once.')
-      elif time.monotonic() - first >= _SAME:
+        self._log_status(
+          f'{name}: saving and stopping; a second signal stops at once.'
+        )
+      elif time.monotonic() - first >= _DUPLICATE_SECONDS:
         os._exit(128 + number[0])
 
 
-def _pass(number: int, frame: FrameType | None) -> None:
-  """A handler has to be there for Python to report the signal."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+  """Does nothing; Python only reports signals that have a handler."""

@@ -1,12 +1,18 @@
-"""What all hosts know of each other, the same on all of them.
+"""Exchange of values between the hosts of a run.
 
-The learner runs the same updates in the same order on every host, and all
-save, log, report and stop together. None of them may therefore act on what it
-alone knows: its steps, its signals, its clock.
+Every host runs the same updates in the same order, and all of them save, log,
+report and stop together. Decisions must therefore depend on values that all
+hosts share, never on one host's steps, signals or clock.
 """
 
+import contextlib
+import json
+import os
+import sys
+import threading
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,15 +20,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamer_tpu.sharding import arrays
 
+_MIN_BYTES = 256  # Few sizes, as each is compiled.
 
-class Known(NamedTuple):
-  """One round.
+
+class Consensus(NamedTuple):
+  """Values that all hosts agree on.
 
   Attributes:
-    steps: Agent steps that all hosts have made since the round before.
-    ready: Whether every host's replay holds enough to train.
-    stop: Whether any host was told to stop.
-    now: Seconds since the start of the run, by the clock of process 0.
+    steps: Agent steps of all hosts since the previous call.
+    ready: Whether every host's replay holds enough data to train.
+    stop: Whether any host was asked to stop.
+    now: Seconds since the start of the run on the clock of process 0.
   """
 
   steps: int
@@ -31,80 +39,135 @@ class Known(NamedTuple):
   now: float
 
 
-class Agreement:
-  """Exchanges a few numbers between all hosts, once a round.
+class HostSync:
+  """Exchanges values between all hosts.
 
-  With several hosts a round hands out what was given to the one before: so it
-  has long arrived and nobody waits for it, and an update may be under way
-  meanwhile. All hosts must call the methods in the same order, as they launch
-  collectives.
+  Every method launches a collective: all hosts must call the same methods in
+  the same order, from the main thread. With one host nothing is exchanged. A
+  host that dies while others wait for it is noticed by `Heartbeat`.
   """
 
   def __init__(self) -> None:
+    self._count = jax.process_count()
     self._previous = time.monotonic()
     self._now = 0.0
     self._pending: jax.Array | None = None
-    if jax.process_count() == 1:
+    if self._count == 1:
       return
     first = {d.process_index: d for d in reversed(jax.devices())}
-    devices = np.array([first[i] for i in range(jax.process_count())])
+    devices = np.array([first[i] for i in range(self._count)])
     mesh = Mesh(devices, ('hosts',))
     self._rows = NamedSharding(mesh, PartitionSpec('hosts'))
-    self._gather = jax.jit(
+    self._replicate = jax.jit(
       lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())
     )
 
-  def __call__(self, steps: int, ready: bool, stop: bool) -> Known:
-    """One round.
+  def broadcast(self, value: Any) -> Any:
+    """Returns the JSON value that process 0 passed."""
+    return self.gather(value)[0]
+
+  def gather(self, value: Any, timeout: float | None = None) -> list[Any]:
+    """Returns the JSON values of all hosts, ordered by process.
 
     Args:
-      steps: Agent steps that this host has made since the last call.
-      ready: Whether its replay holds enough to train.
-      stop: Whether it was told to stop.
+      value: Value of this host.
+      timeout: Seconds after which the process ends; unlimited by default.
     """
-    mine = self._mine(steps, ready, stop)
-    if jax.process_count() == 1:
-      return self._known(mine)
-    previous, self._pending = self._pending, self._send(mine)
+    if self._count == 1:
+      return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    with _time_limit('an exchange of values', timeout):
+      sizes = self._exchange(np.array([len(data)], np.int32))[:, 0]
+      longest = max(_MIN_BYTES, int(sizes.max()))
+      padded = np.zeros(1 << (longest - 1).bit_length(), np.uint8)
+      padded[: len(data)] = data
+      rows = self._exchange(padded)
+    return [
+      json.loads(row[:size].tobytes())
+      for row, size in zip(rows, sizes, strict=True)
+    ]
+
+  def barrier(self, name: str, timeout: float) -> None:
+    """Waits until all hosts get here.
+
+    Args:
+      name: Name of the place for the error message.
+      timeout: Seconds after which the process ends.
+    """
+    if self._count > 1:
+      with _time_limit(name, timeout):
+        self._exchange(np.zeros(1, np.int32))
+
+  def agree(self, steps: int, ready: bool, stop: bool) -> Consensus:
+    """Exchanges counters and flags without waiting for the network.
+
+    With several hosts, returns what the hosts passed to the previous call.
+
+    Args:
+      steps: Agent steps of this host since the previous call.
+      ready: Whether its replay holds enough data to train.
+      stop: Whether it was asked to stop.
+    """
+    row = self._row(steps, ready, stop)
+    if self._count == 1:
+      return self._consensus(row[None])
+    previous, self._pending = self._pending, self._launch(row)
     if previous is None:
-      return Known(0, False, False, self._now)
-    return self._known(arrays.to_host(previous))
+      return Consensus(0, False, False, self._now)
+    return self._consensus(arrays.to_host(previous))
 
-  def settle(self, steps: int) -> int:
-    """Waits until all steps are known.
+  def drain(self, steps: int) -> int:
+    """Waits for all hosts and returns their steps not yet agreed on.
 
     Args:
-      steps: As in a round.
-
-    Returns:
-      Steps of all hosts that no round has handed out yet.
+      steps: As in `agree`.
     """
-    if jax.process_count() == 1:
+    if self._count == 1:
       return steps
-    rows = [self._pending, self._send(self._mine(steps, False, False))]
+    pending = [self._pending, self._launch(self._row(steps, False, False))]
     self._pending = None
-    return sum(
-      self._known(arrays.to_host(row)).steps for row in rows if row is not None
+    rows = [arrays.to_host(x) for x in pending if x is not None]
+    return sum(self._consensus(row).steps for row in rows)
+
+  def _row(self, steps: int, ready: bool, stop: bool) -> np.ndarray:
+    elapsed = time.monotonic() - self._previous
+    microseconds = min(int(elapsed * 1e6), np.iinfo(np.int32).max)
+    self._previous += microseconds / 1e6
+    return np.array([steps, ready, stop, microseconds], np.int32)
+
+  def _consensus(self, rows: np.ndarray) -> Consensus:
+    self._now += int(rows[0, 3]) / 1e6
+    steps, ready, stop = rows[:, 0].sum(), rows[:, 1].all(), rows[:, 2].any()
+    return Consensus(int(steps), bool(ready), bool(stop), self._now)
+
+  def _exchange(self, row: np.ndarray) -> np.ndarray:
+    return arrays.to_host(self._launch(row))
+
+  def _launch(self, row: np.ndarray) -> jax.Array:
+    """Starts to gather one row per host."""
+    return self._replicate(arrays.to_global(self._rows, row[None]))
+
+
+@contextlib.contextmanager
+def _time_limit(name: str, timeout: float | None) -> Iterator[None]:
+  """Ends the process if the body takes too long: collectives cannot raise."""
+
+  def end() -> None:
+    print(
+      f'error: Host {jax.process_index()} of {jax.process_count()}, this one, '
+      f'waited {timeout:g} s for the other hosts at {name!r}.',
+      file=sys.stderr,
+      flush=True,
     )
+    os._exit(1)
 
-  def every(self, flag: bool) -> bool:
-    """Whether all hosts say so; waits for them."""
-    if jax.process_count() == 1:
-      return flag
-    mine = np.array([[0, flag, 0, 0]], np.int32)
-    return bool(arrays.to_host(self._send(mine))[:, 1].all())
-
-  def _mine(self, steps: int, ready: bool, stop: bool) -> np.ndarray:
-    now = time.monotonic()
-    passed = min(int((now - self._previous) * 1e6), np.iinfo(np.int32).max)
-    self._previous += passed / 1e6
-    return np.array([[steps, ready, stop, passed]], np.int32)
-
-  def _send(self, mine: np.ndarray) -> jax.Array:
-    return self._gather(arrays.to_global(self._rows, mine))
-
-  def _known(self, table: np.ndarray) -> Known:
-    """Of the table [hosts, 4]."""
-    self._now += int(table[0, 3]) / 1e6
-    steps, ready, stop = table[:, 0].sum(), table[:, 1].all(), table[:, 2].any()
-    return Known(int(steps), bool(ready), bool(stop), self._now)
+  if timeout is None:
+    yield
+    return
+  timer = threading.Timer(timeout, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()

@@ -1,6 +1,7 @@
-"""Episodes with a trained agent, which learns nothing from them."""
+"""Evaluates a trained agent without training it."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,21 +16,22 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.hosts.preemption import EXIT_CODE, Preemption
 from dreamer_tpu.metrics.terminal import View, number
 from dreamer_tpu.metrics.writers import Writers
-from dreamer_tpu.run import build
+from dreamer_tpu.run import setup
 
 
 def main(config: ConfigDict, logdir: epath.Path) -> int:
   """Plays `run.eval_eps` episodes with the agent of `run.from_checkpoint`.
 
-  The agent has the sizes that it was trained with, whatever the configuration
-  says. Results are written at its step.
+  The sizes of the agent come from its checkpoint, not from the configuration.
+  Results are written at its step.
 
   Args:
-    config: The merged and validated configuration.
+    config: Merged and validated configuration.
     logdir: Directory of the results.
 
   Returns:
-    Exit code: 0 when done, 75 if it was told to stop; then nothing is written.
+    Exit code: 0 when done, 75 if asked to stop, in which case nothing is
+    written.
 
   Raises:
     UserError: There is no such agent, or it does not fit the environment.
@@ -44,25 +46,19 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     view = View(enabled='log' in config.metrics.outputs)
     stop = stack.enter_context(Preemption(lambda _: view.status('Stopping.')))
     env = stack.enter_context(
-      contextlib.closing(build.eval_environments(config, 0))
+      contextlib.closing(setup.make_envs(config, 0, evaluate=True))
     )
     spaces = (
-      build.agent_spaces(env.obs_space),
-      build.agent_spaces(env.act_space),
+      setup.agent_spaces(env.obs_space),
+      setup.agent_spaces(env.act_space),
     )
-    loaded = policy.load(source, build.compute_dtype(config), spaces)
+    loaded = policy.load(source, setup.compute_dtype(config), spaces)
     view.status(f'Loaded the policy of {source}, step {loaded.step:,}.')
     logdirs.save_config(config, logdir)
     writers = stack.enter_context(
       Writers(logdir, config.metrics.outputs, config.to_dict(), view=view)
     )
-    act = build.policy(
-      config,
-      loaded.agent,
-      env.num_envs,
-      stream=build.EVAL_ACTING,
-      mode=config.policy.eval_mode,
-    )
+    act = setup.make_policy(config, loaded.agent, env.num_envs, evaluate=True)
     act.params = jax.device_put(loaded.params, act.device)
     result = evaluate(
       env,
@@ -73,7 +69,7 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       record=env.num_envs,
     )
     if not result.complete:
-      view.status('Stopped before the end: nothing is written.')
+      view.status('Stopped early; nothing is written.')
       return EXIT_CODE
     _write(result, loaded, env.repeat, writers)
     view.status(f'Done: {describe(result)}.')
@@ -82,7 +78,7 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
 
 
 def describe(result: Evaluation) -> str:
-  """The scores in one line."""
+  """Returns a one-line summary of the scores."""
   metrics = result.metrics()
   scores = [episode['score'] for episode in result.episodes]
   text = f'score {number(metrics["episode/score"])}'
@@ -95,15 +91,15 @@ def describe(result: Evaluation) -> str:
   )
 
 
-def _progress(view: View, total: int) -> Any:
-  """Shows each episode, and the mean so far."""
-  scores = []
+def _progress(view: View, total: int) -> Callable[[dict[str, Any]], None]:
+  """Returns a function that shows an episode and the mean so far."""
+  scores: list[float] = []
 
-  def finished(episode):
+  def finished(episode: dict[str, Any]) -> None:
     scores.append(episode['score'])
     view.activity(
       f'episode {len(scores)}/{total} | score {number(scores[-1])} | '
-      f'length {number(episode["length"])} | mean {number(np.mean(scores))}'
+      f'length {number(episode["length"])} | mean {number(float(np.mean(scores)))}'
     )
 
   return finished
@@ -112,7 +108,7 @@ def _progress(view: View, total: int) -> Any:
 def _write(
   result: Evaluation, loaded: policy.Loaded, repeat: int, writers: Writers
 ) -> None:
-  """Scores, their statistics and videos, at the step of the agent."""
+  """Writes scores, their statistics and videos at the step of the agent."""
   for episode in result.episodes:
     writers.score(loaded.step, episode['score'], episode['length'], 'eval')
   metrics: dict[str, Any] = {

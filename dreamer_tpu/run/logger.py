@@ -1,77 +1,103 @@
-"""Collects what a run measures and writes it at intervals."""
+"""Collects the metrics of a run and writes them."""
 
-from collections.abc import Mapping
+import collections
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
 
 from dreamer_tpu.actor.episodes import Averages
+from dreamer_tpu.hosts.sync import HostSync
 from dreamer_tpu.learner.learner import Learner, Result
+from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.metrics.aggregate import Aggregator
 from dreamer_tpu.metrics.performance import Performance
 from dreamer_tpu.metrics.system import Usage
 from dreamer_tpu.metrics.timer import Rate, Timer
 from dreamer_tpu.metrics.writers import Writers
+from dreamer_tpu.replay import Replay
+from dreamer_tpu.run.progress import Progress
+
+# Replay metrics that are summed over hosts.
+_SUMMED = ('items', 'steps', 'inserts', 'samples')
 
 
 class Logger:
-  """The metrics of a run.
+  """Collects metrics and writes them, on process 0.
 
   Args:
-    writers: Where they go.
-    timer: Of the run's sections.
-    total: Agent steps of the whole run.
-    updates: Of the whole run, if it only learns; else 0.
+    config: Configuration of the run.
+    logdir: Directory of the run.
+    writers: Outputs.
+    timer: Timer of the run.
+    sync: Exchange between the hosts.
+    learner: Learner, to count its FLOPs.
+    replay: Training replay of this host.
+    publisher: Publisher of the policy's weights.
+    progress: Progress at the start.
     repeat: Environment steps per agent step.
-    batch_steps: Replayed steps per update.
-    step: Agent steps at the start.
-    update: Updates at the start.
+
+  Attributes:
+    episodes: New episodes of this host; any thread may append to them.
+    averages: Statistics of episodes since the last log.
   """
 
   def __init__(
     self,
+    config: ConfigDict,
+    logdir: str,
+    *,
     writers: Writers,
     timer: Timer,
-    *,
-    total: int,
-    updates: int,
+    sync: HostSync,
+    learner: Learner,
+    replay: Replay,
+    publisher: Publisher,
+    progress: Progress,
     repeat: int,
-    batch_steps: int,
-    step: int,
-    update: int,
   ):
+    self._config = config
+    self._logdir = logdir
     self._writers = writers
     self._timer = timer
-    self._total = total
-    self._updates = updates
+    self._sync = sync
+    self._learner = learner
+    self._replay = replay
+    self._publisher = publisher
     self._repeat = repeat
-    self._batch_steps = batch_steps
+    self.episodes: collections.deque[dict[str, Any]] = collections.deque()
+    self.averages = Averages()
+    self._unsent: list[dict[str, Any]] = []  # Episodes that process 0 lacks.
+    self._compiled: set[str] = set()
     self._train = Aggregator()
     self._usage = Usage()
     self._performance = Performance()
-    self._policy_fps = Rate(step)
-    self._train_fps = Rate(update * batch_steps)
+    self._counted_flops = False
+    self._batch_steps = config.batch_size * config.batch_length
+    self._policy_fps = Rate(progress.step)
+    self._train_fps = Rate(progress.update * self._batch_steps)
     self._latest: dict[str, float] = {}
 
-  def count_flops(self, learner: Learner, batch_length: int) -> None:
-    """Counts the FLOPs of an update; costs nothing once it is compiled."""
-    arguments = learner.steps.train_arguments(batch_length)
-    devices = learner.steps.rows.mesh.devices.ravel()
-    self._performance.count(
-      learner.steps.train.trace(*arguments).jaxpr,
-      devices[0].device_kind,
-      len(devices),
-    )
+  @contextlib.contextmanager
+  def section(self, name: str, *, compiles: str) -> Iterator[None]:
+    """Times a section; its first use, which compiles, counts as 'compiling'.
 
-  def episode(self, step: int, episode: Mapping[str, Any], mode: str) -> None:
-    """Writes the score of an episode that ended at `step`."""
-    self._writers.score(step, episode['score'], episode['length'], mode)
+    Args:
+      name: Name of the section.
+      compiles: Name of the program that the section runs.
+    """
+    if compiles not in self._compiled:
+      self._compiled.add(compiles)
+      self._writers.view.status(f'Compiling {compiles}.')
+      name = 'compiling'
+    with self._timer.section(name):
+      yield
 
-  def result(self, result: Result | None) -> None:
-    """Takes the metrics of an update."""
-    if result is None:
-      return
+  def add_update(self, result: Result) -> None:
+    """Adds the metrics of an update."""
     self._train.add(result.metrics, 'train')
     if result.nonfinite:
       logging.warning(
@@ -80,56 +106,115 @@ class Logger:
         result.metrics['opt/skipped'],
       )
 
-  def write(
-    self,
-    step: int,
-    update: int,
-    replay: Mapping[str, float],
-    episodes: Averages,
-    extra: Mapping[str, float],
+  def add_episodes(self, step: int) -> None:
+    """Adds the new episodes of this host, which ended at an agent step."""
+    while self.episodes:
+      episode = {'step': step, **self.episodes.popleft()}
+      if jax.process_index():
+        self._unsent.append(episode)
+      else:
+        self._add_episode(episode)
+
+  def gather_episodes(self) -> None:
+    """Sends the episodes of all other hosts to process 0."""
+    hosts = self._sync.gather(self._unsent, self._config.distributed.timeout)
+    self._unsent = []
+    if jax.process_index() == 0:
+      episodes = [episode for part in hosts for episode in part]
+      for episode in sorted(episodes, key=lambda episode: episode['step']):
+        self._add_episode(episode)
+
+  def write_scores(
+    self, step: int, episodes: Sequence[Mapping[str, Any]], mode: str
   ) -> None:
-    """Writes everything collected since the last call, and shows progress."""
+    """Writes the scores of episodes that ended at an agent step."""
+    for episode in episodes:
+      self._writers.score(step, episode['score'], episode['length'], mode)
+
+  def write(self, progress: Progress, saves: Mapping[str, float]) -> None:
+    """Writes all metrics since the last call, and shows progress.
+
+    Args:
+      progress: Progress of the run.
+      saves: Metrics of checkpoints.
+    """
+    self.gather_episodes()
+    train = self._train.result()
+    if train and not self._counted_flops:
+      self._count_flops()
     timer = self._timer.stats()
     metrics = {
-      **self._train.result(),
-      **episodes.result(),
-      **{f'replay/{k}': v for k, v in replay.items()},
+      **train,
+      **self.averages.result(),
+      **self._replay_metrics(),
       **timer,
       **self._performance.stats(timer.get('timer/learning/avg')),
       **_waits(timer),
       **self._usage.stats(_device_bytes()),
-      **extra,
-      'fps/policy': self._policy_fps(step),
-      'fps/train': self._train_fps(update * self._batch_steps),
+      **saves,
+      'policy/staleness': self._publisher.staleness(progress.update),
+      'fps/policy': self._policy_fps(progress.step),
+      'fps/train': self._train_fps(progress.update * self._batch_steps),
       'perf/goodput': self._timer.goodput(),
     }
-    self.report(step, update, metrics)
+    self.write_report(progress, metrics)
     view = self._writers.view
-    if self._updates:
-      view.progress(update, self._updates, metrics, unit='update')
+    if progress.offline:
+      view.progress(
+        progress.update, progress.max_update, metrics, unit='update'
+      )
     else:
-      view.progress(step, self._total, metrics)
+      view.progress(progress.step, progress.max_step, metrics)
     self._latest.update(metrics)
 
-  def summary(self, step: int, update: int, logdir: str, *, done: bool) -> None:
-    """Shows how the run ended."""
-    metrics = {**self._latest, **self._timer.shares()}
-    self._writers.view.summary(step, update, metrics, logdir, done=done)
-
-  def report(self, step: int, update: int, metrics: Mapping[str, Any]) -> None:
+  def write_report(
+    self, progress: Progress, metrics: Mapping[str, Any]
+  ) -> None:
     """Writes metrics and videos as they are."""
-    frames = step * self._repeat
-    self._writers.write(step, metrics, frames=frames, update=update)
+    frames = progress.step * self._repeat
+    self._writers.write(
+      progress.step, metrics, frames=frames, update=progress.update
+    )
+
+  def summary(self, progress: Progress) -> None:
+    """Shows the end of the run."""
+    self._writers.view.summary(
+      progress.step,
+      progress.update,
+      {**self._latest, **self._timer.shares()},
+      self._logdir,
+      done=progress.done,
+    )
+
+  def _add_episode(self, episode: Mapping[str, Any]) -> None:
+    self.averages.add(episode['stats'])
+    self.write_scores(episode['step'], [episode], 'train')
+
+  def _replay_metrics(self) -> dict[str, float]:
+    own = self._replay.stats()
+    hosts = self._sync.gather(own, self._config.distributed.timeout)
+    summed = {name: sum(host[name] for host in hosts) for name in _SUMMED}
+    return {f'replay/{k}': v for k, v in {**own, **summed}.items()}
+
+  def _count_flops(self) -> None:
+    """Counts the FLOPs of an update; cheap once it is compiled."""
+    self._counted_flops = True
+    steps = self._learner.steps
+    arguments = steps.train_arguments(self._config.batch_length)
+    devices = steps.rows.mesh.devices.ravel()
+    self._performance.count(
+      steps.train.trace(*arguments).jaxpr, devices[0].device_kind, len(devices)
+    )
 
 
 def _waits(timer: Mapping[str, float]) -> dict[str, float]:
-  """How much of their time the threads wait for each other."""
+  """Returns the fraction of time that each thread waits for the other."""
   names = ('actor_wait', 'learner_wait')
   fractions = {name: timer.get(f'timer/{name}/frac') for name in names}
   return {f'perf/{k}': v for k, v in fractions.items() if v is not None}
 
 
 def _device_bytes() -> float | None:
-  """Peak bytes in use on the first device, where it tells."""
+  """Returns the peak bytes in use on the first device, where reported."""
   stats = jax.local_devices()[0].memory_stats()
   return stats.get('peak_bytes_in_use') if stats else None

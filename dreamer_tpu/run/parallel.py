@@ -1,9 +1,8 @@
-"""Acting and learning at the same time, each in a thread of its own.
+"""Trains an agent with the actor in a thread of its own.
 
-Neither waits for the other but to keep to `run.train_ratio`: the actor when
-the learner falls behind, the learner when no update is due. Before the first
-update, an actor with a filled replay waits for those of other hosts. All
-collectives are launched by the main thread, which learns.
+Actor and learner wait for each other only to maintain `run.train_ratio`. Before
+the first update, an actor with a filled replay waits for those of other hosts.
+The main thread learns, as only it may launch collectives.
 """
 
 import contextlib
@@ -13,48 +12,55 @@ from collections.abc import Callable, Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
-from dreamer_tpu.run import start
-from dreamer_tpu.run.session import Session
+from dreamer_tpu.run import setup, train
+from dreamer_tpu.run.setup import Run
 
 
 def main(config: ConfigDict, logdir: epath.Path) -> int:
-  """As `train.main`."""
-  with start.session(config, logdir) as run, _actor(run) as check:
-    while run.going:
-      check()
-      if run.idle():
-        with run.timer.section('learner_wait'):
-          run.wait(lambda: not run.idle())
-      run.turn(waits=False)
-  return run.exit_code
+  """Trains; see `train.main`."""
+  with setup.make(config, logdir) as run:
+    with _actor(run) as wait:
+      train.loop(run, wait, update_limit=1)
+    train.finish(run)
+  return run.progress.exit_code
 
 
 @contextlib.contextmanager
-def _actor(run: Session) -> Iterator[Callable[[], None]]:
-  """Acts on a thread of its own; yields what raises its error, if any."""
+def _actor(run: Run) -> Iterator[Callable[[], None]]:
+  """Acts in a thread.
+
+  Yields:
+    Function that waits until an update is due, and raises the error of the
+    thread if it failed.
+  """
+  progress, timer = run.progress, run.timer
   ended = threading.Event()
   errors: list[BaseException] = []
 
   def act() -> None:
     try:
       while not ended.is_set():
-        if run.behind():
-          with run.timer.section('actor_wait'):
-            run.wait(lambda: not run.behind() or ended.is_set())
+        if progress.should_wait():
+          with timer.section('actor_wait'):
+            progress.wait(lambda: not progress.should_wait() or ended.is_set())
         else:
-          run.act()
+          train.act(run)
     except BaseException as error:
       errors.append(error)
 
-  def check() -> None:
+  def wait() -> None:
     if errors:
       raise errors[0]
+    if progress.idle:
+      with timer.section('learner_wait'):
+        progress.wait(lambda: not progress.idle)
 
   thread = threading.Thread(target=act, name='actor', daemon=True)
   thread.start()
   try:
-    yield check
+    yield wait
   finally:
     ended.set()
     thread.join()
-  check()
+  if errors:
+    raise errors[0]

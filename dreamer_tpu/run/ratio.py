@@ -1,78 +1,61 @@
-"""How many updates are due, from the number of environment steps."""
+"""Number of updates due for a number of environment steps."""
 
 import math
-from fractions import Fraction
-
-from dreamer_tpu.errors import UserError
+from typing import Any
 
 
 class Ratio:
-  """Turns environment steps into updates, exactly, however long the run.
+  """Turns environment steps into updates without drift.
 
-  One update replays `batch_steps` steps, so `env_steps * ratio / batch_steps`
-  updates are due. What is left of an update is carried over as a fraction;
-  nothing is rounded.
+  `steps * ratio / batch_steps` updates are due in total, rounded down. Counting
+  starts at the first call, which returns one update: make it when the replay
+  holds the first batch. Earlier steps do not count, as in the public
+  implementation.
 
-  The count starts with the first call, which asks for one update: call it
-  from the moment that the replay holds a first batch. The steps before are
-  not made up for, as in the public implementation.
+  Args:
+    ratio: Replayed steps per environment step (`run.train_ratio`); 0 disables
+      training.
+    batch_steps: Steps per update: batch_size * batch_length.
   """
 
   def __init__(self, ratio: float, batch_steps: int) -> None:
-    """Sets the rate.
+    self._ratio = ratio
+    self._batch_steps = batch_steps
+    self._start: int | None = None  # Steps at the first call or resume.
+    self._carry = 0.0  # Fraction of an update that was due at the start.
+    self._last = self._done = 0
+
+  def __call__(self, steps: int) -> int:
+    """Returns the number of updates due since the last call.
 
     Args:
-      ratio: Replayed steps per environment step (`run.train_ratio`); 0 never
-        trains.
-      batch_steps: Steps per update: batch_size * batch_length.
-
-    Raises:
-      UserError: If the ratio is negative or not finite.
+      steps: Agent steps so far, over all hosts.
     """
-    if not (ratio >= 0 and math.isfinite(ratio)):
-      raise UserError(
-        f'run.train_ratio is {ratio}; it must be a number of at least 0'
-      )
-    # The decimal as it was written: 0.1 is a tenth here.
-    rate = Fraction(str(ratio)) / batch_steps
-    # Updates per step and updates carried over, both in units of 1 / unit.
-    self._rate, self._unit = rate.numerator, rate.denominator
-    self._carry = 0
-    self._steps: int | None = None
-
-  def __call__(self, env_steps: int) -> int:
-    """Returns the updates due since the last call.
-
-    Args:
-      env_steps: All agent steps so far, over all hosts; never decreases.
-
-    Returns:
-      Number of updates to do now.
-
-    Raises:
-      ValueError: If `env_steps` is below that of an earlier call.
-    """
-    if not self._rate:
+    if not self._ratio:
       return 0
-    if self._steps is None:
-      self._steps = int(env_steps)
+    if self._start is None:
+      self._start = self._last = steps
       return 1
-    if env_steps < self._steps:
-      raise ValueError(f'{env_steps} env steps after {self._steps}')
-    self._carry += (int(env_steps) - self._steps) * self._rate
-    self._steps = int(env_steps)
-    updates, self._carry = divmod(self._carry, self._unit)
-    return updates
+    if steps < self._last:
+      raise ValueError(f'steps decreased from {self._last} to {steps}')
+    self._last = steps
+    # A rounding error must not delay an update.
+    due = math.floor(self._total() + 1e-9) - self._done
+    self._done += due
+    return due
 
-  def state(self) -> dict:
-    """Returns the state as a JSON-able dict."""
-    return {'steps': self._steps, 'carry': [self._carry, self._unit]}
+  def state(self) -> dict[str, Any]:
+    """Returns the state as JSON values."""
+    carry = 0.0 if self._start is None else self._total() - self._done
+    last = None if self._start is None else self._last
+    return {'steps': last, 'carry': [carry, 1]}
 
-  def load(self, state: dict) -> None:
-    """Continues from `state`, also with another ratio than it was made with."""
-    self._steps = state['steps']
-    carry, unit = state['carry']
-    common = math.lcm(unit, self._unit)
-    self._carry = carry * (common // unit)
-    self._rate *= common // self._unit
-    self._unit = common
+  def load(self, state: dict[str, Any]) -> None:
+    """Resumes from a state, which may come from a run with another ratio."""
+    part, whole = state['carry']
+    self._start, self._last = state['steps'], state['steps'] or 0
+    self._carry, self._done = part / whole, 0
+
+  def _total(self) -> float:
+    elapsed = self._last - (self._start or 0)
+    return self._carry + elapsed * self._ratio / self._batch_steps

@@ -1,14 +1,12 @@
-"""Load or save: the whole run in one checkpoint."""
+"""Saves a run, and restores or initializes it."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
@@ -29,11 +27,11 @@ class Saver:
   A context manager that waits for the save in progress when it ends.
 
   Args:
-    config: Of the run.
-    logdir: Of the run.
-    learner: Whose state is saved.
-    replay: Whose steps are saved.
-    eval_replay: The same for the steps of evaluations, if they are kept.
+    config: Configuration of the run.
+    logdir: Directory of the run.
+    learner: Learner, whose state is saved.
+    replay: Training replay of this host.
+    eval_replay: Evaluation replay of this host, if there is one.
   """
 
   def __init__(
@@ -46,11 +44,11 @@ class Saver:
   ):
     self._config = config
     self._learner = learner
-    self._parts = config.consec_train > 1
+    self._has_carry = config.consec_train > 1
     self._shard = Shard(logdir, replay, eval_replay)
     self._outcomes: list[Outcome] = []
     self._warned = False
-    self._saved = (-1, -1)  # Name and updates of the newest checkpoint.
+    self._newest = (-1, -1)  # Name and updates of the newest checkpoint.
     self._checkpointer = Checkpointer(
       logdir / 'checkpoints',
       keep=config.checkpoint.keep,
@@ -60,23 +58,21 @@ class Saver:
       on_commit=self._shard.prune,
     )
 
-  def __enter__(self) -> 'Saver':
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exc: object) -> None:
     self._checkpointer.close()
 
-  def load_or_init(self, say: Callable[[str], None]) -> State:
-    """Restores the newest checkpoint, or makes a fresh agent.
-
-    Where the newest one is damaged, the one before it is restored.
+  def load_or_init(self, log_status: Callable[[str], None]) -> State:
+    """Restores the newest intact checkpoint, or initializes a new agent.
 
     Args:
-      say: Shows a status line.
+      log_status: Shows a status line.
 
     Returns:
-      The `run` state that was saved, empty for a fresh run. It has this
-      process's LOCAL if its replay has the addresses that it had.
+      The state that was passed to `save`; empty for a new run. Under LOCAL it
+      has this process's state, if the steps of its replay kept their addresses.
 
     Raises:
       UserError: The checkpoint does not fit the configuration, or none can be
@@ -85,27 +81,27 @@ class Saver:
     if not self._checkpointer.traces():
       self._learner.init()
       if self._config.run.from_checkpoint:
-        self._load_parts(say)
+        self._load_parts(log_status)
       return {}
 
     def attempt(step: int) -> State:
-      say(f'Restoring the checkpoint of step {step:,}.')
+      log_status(f'Restoring the checkpoint of step {step:,}.')
       return self._load(step)
 
     return restore_newest(self._checkpointer, attempt)
 
   def ready(self) -> bool:
-    """Whether the save before has ended; says so once if not.
+    """Returns whether the previous save has ended; if not, warns once.
 
-    To be asked before a periodic save, on process 0 for all of them. Where it
-    says no the save is left out, as `save` would wait.
+    `save` would wait for it, so a periodic save is skipped if any host is not
+    ready.
     """
     if not self._checkpointer.saving():
       return True
     if not self._warned:
       logging.warning(
         'Writing a checkpoint takes longer than run.save_every=%g seconds; '
-        'no other one is begun meanwhile.',
+        'skipping saves meanwhile.',
         self._config.run.save_every,
       )
     self._warned = True
@@ -118,18 +114,18 @@ class Saver:
     local: State | None = None,
     score: float | None = None,
   ) -> None:
-    """Starts a save; returns when the arrays have left the devices.
+    """Starts a save and returns once the arrays have left the devices.
 
-    Waits for the save before.
+    Waits for the previous save.
 
     Args:
-      step: Agent steps, the checkpoint's name; where there is one of that name
-        and only updates have been made since, it gets the next number.
-      state: JSON values to find again in `load_or_init`, of all processes.
-      local: The same of this process, valid only with the replay as it is,
+      step: Agent steps, the name of the checkpoint. If that name is taken and
+        only updates were made since, the next number is used.
+      state: JSON values of the run, shared by all processes.
+      local: JSON values of this process, valid only with the replay as it is,
         such as the states of streams.
-      score: Of an evaluation, by which the best checkpoints are kept; that of
-        process 0 counts.
+      score: Evaluation score, by which the best checkpoints are kept. All
+        processes must pass the same.
     """
     self._outcomes += self._checkpointer.wait()
     self._warned = False
@@ -139,26 +135,34 @@ class Saver:
       'config': self._config.to_dict(),
       'spaces': spaces_to_json(self._learner.agent),
     }
-    name, updates = self._saved
+    name, updates = self._newest
     if step <= name:
       step = name + (state['update'] != updates)
-    self._saved = (step, state['update'])
+    self._newest = (step, state['update'])
     self._checkpointer.save(
       step,
       self._learner.state,
       state,
       self._shard.write,
-      carry=self._learner.carry if self._parts else None,
-      score=self._shared(score),
+      carry=self._learner.carry if self._has_carry else None,
+      score=score,
     )
 
   def poll(self) -> dict[str, float]:
-    """Metrics of the saves that ended since the last call."""
-    self._outcomes += self._checkpointer.poll()
-    return self._metrics()
+    """Returns metrics of the saves that ended since the last call."""
+    outcomes = self._outcomes + self._checkpointer.poll()
+    self._outcomes = []
+    if not outcomes:
+      return {}
+    return {
+      'checkpoint/blocking_s': outcomes[-1].blocking_s,
+      'checkpoint/total_s': outcomes[-1].total_s,
+      'checkpoint/bytes': float(outcomes[-1].bytes),
+      'checkpoint/failed': float(bool(outcomes[-1].error)),
+    }
 
   def finish(self) -> dict[str, float]:
-    """Waits for the save in progress; metrics as `poll`.
+    """Waits for the save in progress and returns its metrics.
 
     Raises:
       UserError: It failed.
@@ -167,48 +171,30 @@ class Saver:
     last = self._outcomes[-1] if self._outcomes else None
     if last and last.error:
       raise UserError(
-        f'The last checkpoint, of step {last.step}, could not be saved '
-        f'({last.error}); make room or mend it, and start again to go on from '
-        'the one before.'
+        f'Saving the last checkpoint, of step {last.step}, failed '
+        f'({last.error}); fix this and run the same command to resume from the '
+        'previous one.'
       )
-    return self._metrics()
-
-  def _metrics(self) -> dict[str, float]:
-    outcomes, self._outcomes = self._outcomes, []
-    metrics = {}
-    for outcome in outcomes:
-      metrics = {
-        'checkpoint/blocking_s': outcome.blocking_s,
-        'checkpoint/total_s': outcome.total_s,
-        'checkpoint/bytes': float(outcome.bytes),
-        'checkpoint/failed': float(bool(outcome.error)),
-      }
-    return metrics
-
-  def _shared(self, score: float | None) -> float | None:
-    """The score that process 0 knows; all decide alike what to keep."""
-    if jax.process_count() == 1 or not self._config.checkpoint.keep_best:
-      return score
-    mine = np.float32(np.nan if score is None else score)
-    return float(multihost_utils.broadcast_one_to_all(mine))
+    return self.poll()
 
   def _load(self, step: int) -> State:
     restored = self._checkpointer.restore(
       step,
       self._learner.abstract,
       self._config.to_dict(),
-      _abstract(self._learner.carry) if self._parts else None,
+      _abstract(self._learner.carry) if self._has_carry else None,
     )
-    self._saved = (step, restored.run.get('update', 0))
+    self._newest = (step, restored.run.get('update', 0))
     local = self._shard.load(restored.replay)
     self._learner.state = restored.agent
-    if self._parts and (local is None or restored.carry is None):
-      return restored.run  # Sequences begin anew.
-    if self._parts:
+    if self._has_carry:
+      if local is None or restored.carry is None:
+        return restored.run  # Starts new sequences.
       self._learner.carry = restored.carry
     return restored.run if local is None else {**restored.run, LOCAL: local}
 
-  def _load_parts(self, say: Callable[[str], None]) -> None:
+  def _load_parts(self, log_status: Callable[[str], None]) -> None:
+    """Initializes part of the agent from `run.from_checkpoint`."""
     state = self._learner.state
     tree = {
       **state['params'],
@@ -220,7 +206,7 @@ class Saver:
       run.from_checkpoint, run.from_checkpoint_regex, tree
     )
     for line in report.lines():
-      say(line)
+      log_status(line)
     rest = {k: tree.pop(k) for k in ('slow_value', 'retnorm')}
     self._learner.state = {**state, 'params': tree, **rest}
 
@@ -232,7 +218,7 @@ def _abstract(tree: Any) -> Any:
 
 
 def spaces_to_json(agent: Agent) -> dict[str, Any]:
-  """The agent's spaces, to make it again without its environment."""
+  """Returns the agent's spaces, to make it without its environment."""
   groups = {'obs': agent.obs_space, 'act': agent.act_space}
   return {
     group: {k: dataclasses.asdict(v) for k, v in spaces.items()}

@@ -1,28 +1,26 @@
-"""Environments that must not keep the other hosts waiting."""
+"""Ends the run if the environments exceed a time limit."""
 
 from typing import Any, Self
 
-from ml_collections import ConfigDict
-
 from dreamer_tpu.envs import VectorEnv
-from dreamer_tpu.hosts.heartbeat import Pod
+from dreamer_tpu.hosts.heartbeat import Heartbeat
 
 
-class Watched:
-  """A VectorEnv, whose calls end the run if they take too long.
+class TimeLimited:
+  """Wraps a VectorEnv to end a run of several hosts if a call takes too long.
 
-  A context manager that closes it. With one host it may take its time.
+  A context manager that closes the environments.
 
   Args:
-    env: The environments.
-    pod: The hosts of the run.
-    config: Of the run.
+    env: Environments.
+    heartbeat: Heartbeat of the hosts.
+    limit: Seconds per call.
   """
 
-  def __init__(self, env: VectorEnv, pod: Pod, config: ConfigDict):
+  def __init__(self, env: VectorEnv, heartbeat: Heartbeat, limit: float):
     self._env = env
-    self._pod = pod
-    self._limit = config.distributed.env_timeout
+    self._heartbeat = heartbeat
+    self._limit = limit
     self.num_envs = env.num_envs
     self.obs_space = env.obs_space
     self.act_space = env.act_space
@@ -35,12 +33,15 @@ class Watched:
     self.close()
 
   def reset(self) -> dict[str, Any]:
-    with self._pod.watch('reset of its environments', self._limit):
+    """Resets all environments."""
+    with self._heartbeat.watch('a reset of the environments', self._limit):
       return self._env.reset()
 
   def step(self, actions: dict[str, Any]) -> dict[str, Any]:
-    with self._pod.watch('step of its environments', self._limit):
+    """Steps all environments."""
+    with self._heartbeat.watch('a step of the environments', self._limit):
       return self._env.step(actions)
 
   def close(self) -> None:
+    """Closes all environments."""
     self._env.close()

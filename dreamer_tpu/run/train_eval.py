@@ -1,4 +1,4 @@
-"""Training as in `train`, with an evaluation at every report."""
+"""Trains an agent as `train` does, and evaluates it with every report."""
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -7,5 +7,5 @@ from dreamer_tpu.run import train
 
 
 def main(config: ConfigDict, logdir: epath.Path) -> int:
-  """As `train.main`."""
-  return train.main(config, logdir, evaluates=True)
+  """Trains and evaluates; see `train.main`."""
+  return train.main(config, logdir, with_eval=True)

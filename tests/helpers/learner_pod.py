@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from configs import base
-from dreamer_tpu.hosts.sync import Agreement
+from dreamer_tpu.hosts.sync import HostSync
 from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.replay import Replay, Stream
 from dreamer_tpu.sharding import mesh as mesh_lib
@@ -120,17 +120,18 @@ def fill(agent):
 
 
 def rounds(directory, model):
-  """What an agreement hands out, round by round."""
+  """Records the consensus of every round."""
   del model
-  agreement, index = Agreement(), jax.process_index()
+  sync, index = HostSync(), jax.process_index()
   known = []
   for i in range(5):
-    row = agreement(
+    row = sync.agree(
       10 * index + i, ready=i >= index, stop=i == 3 and index == 1
     )
     known.append([row.steps, row.ready, row.stop, row.now])
-  rest = agreement.settle(index)
-  flags = [agreement.every(True), agreement.every(index == 0)]
+  rest = sync.drain(index)
+  flags = [sync.gather(index), sync.broadcast(index)]
+  sync.barrier('the end', timeout=60)
   name = f'rounds-{index}.json'
   (directory / name).write_text(json.dumps([known, rest, flags]))
 

@@ -1,4 +1,4 @@
-"""Small environments, made as 'gym_tests.run.toys:NAME'."""
+"""Small environments, made as 'gym_tests.helpers.toys:NAME'."""
 
 import os
 import signal

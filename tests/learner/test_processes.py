@@ -96,4 +96,4 @@ def test_all_hosts_know_the_same(tmp_path):
   assert list(stop) == [False, False, False, False, True]
   assert list(times) == sorted(times)
   assert rest == 42 + 3
-  assert flags == [True, False]
+  assert flags == [[0, 1, 2], 0]

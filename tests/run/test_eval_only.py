@@ -12,11 +12,11 @@ from dreamer_tpu.cli import flags
 from dreamer_tpu.envs import vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
-from dreamer_tpu.run import build, eval_only, train
+from dreamer_tpu.run import eval_only, setup, train
 from tests.helpers import program, tensorboard
 from tests.test_policy import PUBLIC
 
-PICTURES = '--config.task=gym_tests.run.toys:Pictures-v0'
+PICTURES = '--config.task=gym_tests.helpers.toys:Pictures-v0'
 SMALL = (
   '--config=configs/gym.py:debug',
   '--config.env.gym.size=48,48',
@@ -76,10 +76,10 @@ def test_scores_are_those_of_its_policy(tmp_path, cartpole):
   )
   assert code == 0
   # The same with what users have.
-  seed = build.seed(config, build.EVAL_ACTING, 0)
+  seed = setup.seed(config, setup.EVAL_ACTING, 0)
   policy = dreamer_tpu.load_policy(cartpole, seed=seed)
   env = gymnasium.make('CartPole-v1')
-  (start,) = vector.seeds(build.seed(config, build.EVAL_ENVS, 0, 0), 1)
+  (start,) = vector.seeds(setup.seed(config, setup.EVAL_ENVS, 0, 0), 1)
   carry, expected = policy.initial(), []
   for episode in range(4):
     obs, _ = env.reset(seed=None if episode else start)
@@ -142,7 +142,7 @@ def test_told_to_stop(tmp_path, pictures):
   code, _, metrics, scores = evaluated(
     tmp_path,
     pictures,
-    '--config.task=gym_tests.run.toys:Signals-v0',
+    '--config.task=gym_tests.helpers.toys:Signals-v0',
     '--config.run.eval_eps=1e6',
     '--config.metrics.outputs=jsonl',
   )

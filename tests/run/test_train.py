@@ -229,7 +229,7 @@ def test_updates_without_acting(tmp_path):
   learns = ('--config.run.updates=30', '--config.run.save_every=0')
   ended = program.run(tmp_path, CARTPOLE, *learns)
   assert ended.code == 1
-  assert 'needs 64 sequence starts of it, this one has 0' in ended.err[0]
+  assert 'at least 64 sequences on every host; this one has 0' in ended.err[0]
   random = (
     '--config.policy.mode=random',
     '--config.run.train_ratio=0',

@@ -15,7 +15,7 @@ from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.replay import Replay
-from dreamer_tpu.run import build
+from dreamer_tpu.run import setup
 from dreamer_tpu.tools.bench.device import random_steps
 
 Row = dict[str, Any]
@@ -25,16 +25,14 @@ WARM = 10
 def actor(config: Any, repeat: int) -> list[Row]:
   """Steps per second of environments, policy and replay together."""
   with _environments(config) as env:
-    agent = build.agent(config, env)
-    policy = build.policy(
-      config, agent, env.num_envs, stream=build.ACTING, mode='sample'
-    )
+    agent = setup.make_agent(config, env)
+    policy = setup.make_policy(config, agent, env.num_envs)
     state = jax.jit(agent.init)(jax.random.key(config.seed))
     policy.params = jax.tree.map(
       lambda x: x.astype(agent.dtype), state['params']
     )
-    loop = Actor(env, policy, _replay(config, agent).add)
-    seconds = _median(loop.step, repeat, warm=WARM)
+    loop, replay = Actor(env, policy), _replay(config, agent)
+    seconds = _median(lambda: loop.step(replay.add), repeat, warm=WARM)
   return [
     {
       'task': config.task,
@@ -48,7 +46,7 @@ def actor(config: Any, repeat: int) -> list[Row]:
 def replay(config: Any, repeat: int) -> list[Row]:
   """Inserting a step, sampling a batch, writing its latents back."""
   with _environments(config) as env:
-    agent = build.agent(config, env)
+    agent = setup.make_agent(config, env)
   replay = _replay(config, agent)
   rng = np.random.default_rng(config.seed)
   streams = config.run.envs
@@ -75,7 +73,7 @@ def replay(config: Any, repeat: int) -> list[Row]:
 def checkpoint(config: Any, repeat: int) -> list[Row]:
   """Seconds that a save of the agent holds up training, and takes."""
   with _environments(config) as env:
-    learner = build.learner(config, build.agent(config, env))
+    learner = setup.make_learner(config, setup.make_agent(config, env))
   learner.init()
   blocking, total, restore = [], [], []
   with (
@@ -105,19 +103,12 @@ def checkpoint(config: Any, repeat: int) -> list[Row]:
 
 
 def _replay(config: Any, agent: Agent) -> Replay:
-  return build.replay(
-    config,
-    agent,
-    config.run.envs,
-    capacity=config.replay.size,
-    online=config.replay.online,
-    stream=build.REPLAY,
-  )
+  return setup.make_replay(config, agent, config.run.envs)
 
 
 @contextlib.contextmanager
 def _environments(config: Any) -> Iterator[Any]:
-  env = build.environments(config, 0)
+  env = setup.make_envs(config, 0)
   try:
     yield env
   finally:

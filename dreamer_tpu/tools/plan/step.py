@@ -15,7 +15,7 @@ from dreamer_tpu import envs
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.learner.steps import Steps, step_spec
 from dreamer_tpu.metrics import flops
-from dreamer_tpu.run import build
+from dreamer_tpu.run import setup
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import hardware, hlo, topology
 
@@ -77,8 +77,8 @@ def make_agent(config: ConfigDict) -> Agent:
   obs_space, act_space = envs.spaces(config.task, config.env)
   name = config.dtype.compute
   return Agent(
-    build.agent_spaces(obs_space),
-    build.agent_spaces(act_space),
+    setup.agent_spaces(obs_space),
+    setup.agent_spaces(act_space),
     config.agent,
     dtype=jnp.dtype('bfloat16' if name == 'auto' else name),
     context=config.replay_context,

@@ -1,0 +1,199 @@
+"""Progress of a run, and the pace of acting and learning."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dreamer_tpu.hosts.clock import Interval
+from dreamer_tpu.hosts.preemption import EXIT_CODE
+from dreamer_tpu.hosts.sync import HostSync
+from dreamer_tpu.replay import Replay
+from dreamer_tpu.run.ratio import Ratio
+
+
+class Progress:
+  """Counts steps and updates, and keeps acting and learning in step.
+
+  The main thread calls `agree` to learn the counts of all hosts. The thread
+  that acts, which may be another one, only uses `should_wait`, `add_steps`,
+  `wait` and `acting`.
+
+  Args:
+    config: Configuration of the run.
+    sync: Exchange between the hosts.
+    replay: Training replay of this host.
+    envs: Environments of this host.
+    saved: `state` of the checkpoint to resume from; empty for a new run.
+
+  Attributes:
+    step: Agent steps of all hosts, as far as all of them know.
+    update: Updates so far.
+    pending: Updates due by `run.train_ratio` that are not made yet.
+    ready: Whether every host's replay holds enough data to train.
+    needed: Sequences that the replay of this host needs for that.
+    offline: Whether the run only learns, for `run.updates` updates.
+    max_step: Agent steps of the whole run.
+    max_update: Updates of the whole run, if it is offline.
+    acting: Lock to hold during a step of the environments.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    sync: HostSync,
+    replay: Replay,
+    envs: int,
+    saved: dict[str, Any],
+  ):
+    run = config.run
+    self._sync = sync
+    self._replay = replay
+    self.max_step, self.max_update = run.steps, run.updates
+    self.step = self._logged = saved.get('step', 0)
+    self.update = self._first_update = saved.get('update', 0)
+    self.pending = saved.get('owed', 0)
+    self.ready = False
+    self.needed = config.batch_size // jax.process_count() * config.batch_length
+    self.offline = bool(run.updates)
+    self.acting = threading.Lock()
+    self._envs = envs
+    self._new_steps = 0  # Of this host, not agreed on yet.
+    self._condition = threading.Condition()
+    self._stopped = False
+    self._now = 0.0
+    batch_steps = config.batch_size * config.batch_length
+    self._ratio = Ratio(run.train_ratio, batch_steps)
+    if saved:
+      self._ratio.load(saved['ratio'])
+    # Updates per new step, if all hosts act as fast as this one.
+    self._rate = run.train_ratio / batch_steps * jax.process_count()
+    self._log = Interval(run.log_every, first=True, update=self.update)
+    self._report = Interval(run.report_every, update=self.update)
+    self._save = Interval(run.save_every, update=self.update)
+
+  @property
+  def filled(self) -> bool:
+    """Whether the replay of this host holds enough data to train."""
+    return len(self._replay) >= self.needed
+
+  @property
+  def done(self) -> bool:
+    """Whether the run has reached its end."""
+    if self.offline:
+      return self.update >= self.max_update
+    return self.step >= self.max_step
+
+  @property
+  def running(self) -> bool:
+    """Whether the run is neither done nor asked to stop."""
+    return not self.done and not self._stopped
+
+  @property
+  def exit_code(self) -> int:
+    """0 when done, 75 when asked to stop before."""
+    return 0 if self.done else EXIT_CODE
+
+  @property
+  def idle(self) -> bool:
+    """Whether no update is due, as far as this host knows."""
+    return not (self.offline or self.pending or self._new_steps)
+
+  @property
+  def caught_up(self) -> bool:
+    """Whether to wait for the last update: none is pending, or it compiled."""
+    compiled = self.update == self._first_update + 1
+    return compiled or not (self.offline or self.pending)
+
+  @property
+  def unlogged(self) -> bool:
+    """Whether anything happened since the last log."""
+    return self.step > self._logged or self.offline
+
+  def should_wait(self) -> bool:
+    """Returns whether acting is ahead of learning or of other hosts."""
+    if self.offline:
+      return True
+    if not self.ready:
+      return self.filled
+    pending = self.pending + self._new_steps * self._rate
+    return pending > 1 + 2 * self._rate * self._envs
+
+  def add_steps(self) -> None:
+    """Counts a step of every environment of this host."""
+    with self._condition:
+      self._new_steps += self._envs
+      self._condition.notify_all()
+
+  def add_update(self) -> None:
+    """Counts an update."""
+    with self._condition:
+      self.update += 1
+      if not self.offline:
+        self.pending -= 1
+      self._condition.notify_all()
+
+  def wait(self, condition: Callable[[], bool]) -> None:
+    """Waits until the other thread makes a condition true, at most 0.1 s."""
+    with self._condition:
+      self._condition.wait_for(condition, timeout=0.1)
+
+  def agree(self, stop: bool) -> None:
+    """Takes over the counts of all hosts, one call late if there are several.
+
+    Args:
+      stop: Whether this host was asked to stop.
+    """
+    consensus = self._sync.agree(self._take_steps(), self.filled, stop)
+    self._stopped |= consensus.stop
+    self.ready |= consensus.ready
+    self._now = consensus.now
+    self._advance(consensus.steps)
+
+  def drain(self) -> None:
+    """Takes over all steps of all hosts; waits for them."""
+    self._advance(self._sync.drain(self._take_steps()))
+
+  def updates_due(self, limit: int | None = None) -> int:
+    """Returns how many updates to make now."""
+    if self.offline:
+      return 1
+    return self.pending if limit is None else min(self.pending, limit)
+
+  def log_due(self) -> bool:
+    """Returns whether to log now; `finish` logs the end of the run."""
+    if not (self.running and self.unlogged):
+      return False
+    due = self._log(self.update, self._now)
+    if due:
+      self._logged = self.step
+    return due
+
+  def report_due(self) -> bool:
+    """Returns whether to report now."""
+    return self._report(self.update, self._now)
+
+  def save_due(self) -> bool:
+    """Returns whether to save now."""
+    return self._save(self.update, self._now)
+
+  def state(self) -> dict[str, Any]:
+    """Returns the state as JSON values."""
+    return {
+      'step': self.step,
+      'update': self.update,
+      'owed': self.pending,
+      'ratio': self._ratio.state(),
+    }
+
+  def _take_steps(self) -> int:
+    with self._condition:
+      steps, self._new_steps = self._new_steps, 0
+    return steps
+
+  def _advance(self, steps: int) -> None:
+    self.step += steps
+    if self.ready and not self.offline:
+      self.pending += self._ratio(self.step)
