@@ -8,8 +8,7 @@ import jax
 from etils import epath
 
 from dreamer_tpu.checkpoint.manager import Manifests
-from dreamer_tpu.replay import Replay, prune
-from dreamer_tpu.replay.saving.snapshot import Snapshot
+from dreamer_tpu.replay import Replay, Snapshot, prune
 
 # The shard's manifest is that of the training replay, with these in it.
 EVAL = 'eval'

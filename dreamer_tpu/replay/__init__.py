@@ -1,11 +1,12 @@
-"""Experience: stored once, sampled as sequences, saved incrementally.
+"""Replay buffer: stores steps, samples sequences, saves incrementally.
 
-NumPy only: nothing here knows of JAX, environments or the algorithm.
+Depends on NumPy only, not on JAX, environments or the algorithm.
 """
 
 from dreamer_tpu.replay.buffer import Replay
 from dreamer_tpu.replay.sampling.mixture import Sampling
 from dreamer_tpu.replay.saving.files import ReplayCorrupt, prune
+from dreamer_tpu.replay.saving.snapshot import Snapshot
 from dreamer_tpu.replay.stream import Stream
 
-__all__ = ['Replay', 'ReplayCorrupt', 'Sampling', 'Stream', 'prune']
+__all__ = ['Replay', 'ReplayCorrupt', 'Sampling', 'Snapshot', 'Stream', 'prune']

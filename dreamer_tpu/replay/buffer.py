@@ -1,14 +1,14 @@
-"""The replay buffer of one host: steps in, sequences out.
+"""The replay buffer of one host.
 
-Every environment is a stream of consecutive steps. A stream is stored in
-chunks of a fixed number of steps; chunks are numbered in the order in which
-they are opened, and the address of a step is
+Each environment is a stream of consecutive steps. Streams are stored in chunks
+of a fixed number of steps. Chunks are numbered in the order in which they are
+opened, and the address of a step is
 
   stepid = serial of its chunk * chunksize + row in the chunk     (int64)
 
-which is never used twice within a shard. Sequences may cross chunks and
-episodes, never streams. When the capacity is exceeded, the oldest chunk is
-dropped as a whole, with the sequences that start in it.
+which is unique within a shard. Sequences may cross chunks and episodes but not
+streams. When the capacity is exceeded, the oldest chunk is dropped, with all
+sequences that start in it.
 """
 
 import threading
@@ -19,20 +19,22 @@ import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.replay import collate
 from dreamer_tpu.replay.chunks import latent_keys, parse_spec
+from dreamer_tpu.replay.rng import make_rng, rng_state, set_rng_state
 from dreamer_tpu.replay.sampling.mixture import Sampling
-from dreamer_tpu.replay.saving import restore
-from dreamer_tpu.replay.saving.snapshot import Journal, Snapshot
+from dreamer_tpu.replay.saving import loading
+from dreamer_tpu.replay.saving.snapshot import ShardSaver, Snapshot
 from dreamer_tpu.replay.store import Store
 
-# Besides the arrays a row takes one byte of `dirty` and four of `source`.
+# Bytes per row besides its arrays: one of `dirty`, four in the ledger.
 _ROW_OVERHEAD = 5
 
 
 class Replay:
-  """One shard of the replay. Its methods may be called from any thread.
+  """One shard of the replay. Thread-safe.
 
-  The same seed and the same calls give the same samples.
+  Samples are a deterministic function of the seed and the calls.
   """
 
   def __init__(
@@ -51,20 +53,20 @@ class Replay:
     """Makes an empty replay.
 
     Args:
-      spec: Shape and dtype per step of every key, among them bool 'is_first'
+      spec: Shape and dtype per step of every key, including bool 'is_first'
         and 'is_last'. Keys 'latent/NAME' may be overwritten with `update`.
       length: Steps per sequence.
-      capacity: Most steps to hold.
-      chunksize: Steps per chunk. Smaller chunks are used if so large ones
-        would leave a stream without a sequence when the oldest is dropped.
-      online: Whether every new sequence is sampled once as soon as possible.
-      streams: Environments, rows of `add`.
-      seed: Seed of sampling.
-      shard: Which of the hosts' shards this is.
-      sampling: How sequences are chosen; uniformly by default.
+      capacity: Maximum number of steps.
+      chunksize: Steps per chunk. Reduced if dropping such a chunk could leave
+        a stream without a sequence.
+      online: Whether every new sequence is sampled once, as soon as possible.
+      streams: Number of environments, the rows of `add`.
+      seed: Random seed of sampling.
+      shard: Number of this shard, one per host.
+      sampling: Distribution over sequences; uniform by default.
 
     Raises:
-      UserError: If the capacity does not hold one sequence per stream.
+      UserError: The capacity does not hold one sequence per stream.
     """
     share = capacity // streams
     if share < length:
@@ -74,10 +76,13 @@ class Replay:
       )
     self.length = length
     self._width = streams
+    self._capacity = capacity
     self._seed = seed
     self._fields = parse_spec(spec)
     self._latents = latent_keys(self._fields)
     self._chunksize = min(chunksize, max(1, (share - length) // 2))
+    self._lock = threading.Lock()
+    self._saver = ShardSaver(shard, self._fields, self._lock)
     self._store = Store(
       self._fields,
       length=length,
@@ -86,25 +91,23 @@ class Replay:
       width=streams,
       online=online,
       sampling=sampling or Sampling(),
-      on_evict=lambda chunk: self._journal.ledger.evict(chunk),
+      before_overwrite=self._saver.before_overwrite,
     )
-    self._lock = threading.Lock()
-    self._journal = Journal(shard, self._fields, self._store.chunks, self._lock)
-    self._rng = np.random.Generator(np.random.PCG64(seed))
+    self._rng = make_rng(seed)
     self._inserts = self._samples = 0  # Since the last `stats`.
 
   def __len__(self) -> int:
-    """Number of sequence starts that can be sampled."""
-    return len(self._store)
+    """Returns the number of sequences that can be sampled."""
+    return len(self._store.selector)
 
   def add(self, step: Mapping[str, np.ndarray]) -> None:
-    """Stores one step of every stream; copies it.
+    """Copies one step of every stream into the replay.
 
     Args:
       step: Arrays [streams, ...] with the keys, shapes and dtypes of the spec.
 
     Raises:
-      ValueError: If they differ from the spec.
+      ValueError: The step does not match the spec.
     """
     if step.keys() != self._fields.keys():
       names = sorted(step.keys() ^ self._fields.keys())
@@ -125,28 +128,29 @@ class Replay:
     online: bool = True,
     rng: np.random.Generator | None = None,
   ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Draws sequences: first what the online queue holds, then by selector.
+    """Samples sequences, first from the online queue, then by the selector.
 
     Args:
       batch: Number of sequences.
-      steps: Return only so many first steps of each; all when None.
+      steps: Number of leading steps to return; all by default.
       online: Whether to draw from the online queue, if there is one.
-      rng: Generator to draw with; the replay's own when None.
+      rng: Generator to draw with; the replay's own by default.
 
     Returns:
       New arrays [batch, steps, ...] by key, and the addresses of the steps,
-      int64 [batch, steps]. The first step of a sequence has is_first set;
-      a step followed by an is_first in its sequence has is_last set, also
-      where its episode was given up half-way (as at a restart).
+      int64 [batch, steps]. The first step of a sequence has is_first set. A
+      step followed by an is_first has is_last set, even if its episode was
+      abandoned (as at a restart).
 
     Raises:
-      ValueError: If there is no sequence yet.
+      ValueError: There is no sequence yet.
     """
     with self._lock:
-      starts = self._store.draw(batch, online, rng or self._rng, rng is None)
-      if rng is None:  # A report does not count as training.
-        self._samples += batch
-      return self._store.gather(starts, 0, steps or self.length)
+      # Draws with another generator, as for reports, are not training.
+      training = rng is None
+      starts = self._store.draw(batch, online, rng or self._rng, training)
+      self._samples += batch * training
+      return self._gather(starts, 0, steps or self.length)
 
   def gather(
     self, starts: np.ndarray, offset: int, steps: int
@@ -155,29 +159,29 @@ class Replay:
 
     Args:
       starts: Addresses of the sequences' first steps, int64 [batch].
-      offset: Steps to skip in each.
+      offset: Steps to skip in each sequence.
       steps: Steps to return; offset + steps <= length.
 
     Returns:
-      As `sample`, or None if one of the starts has been dropped meanwhile.
+      As `sample`, or None if one of the starts is no longer stored.
     """
     with self._lock:
       if not self._store.holds(starts):
         return None
-      return self._store.gather(starts, offset, steps)
+      return self._gather(starts, offset, steps)
 
   def update(
     self, stepid: np.ndarray, values: Mapping[str, np.ndarray]
   ) -> None:
-    """Overwrites latents; ignores steps that have been dropped meanwhile.
+    """Overwrites latents. Ignores steps that are no longer stored.
 
     Args:
       stepid: Addresses, int64 of any shape.
-      values: Arrays [*stepid.shape, ...] by 'latent/' key. Of an address that
-        occurs twice the last value stays.
+      values: Arrays [*stepid.shape, ...] by 'latent/' key. If an address
+        occurs twice, the last value counts.
 
     Raises:
-      ValueError: If a key is no latent, or a shape or dtype differs.
+      ValueError: A key is not a latent, or a shape or dtype differs.
     """
     ids = np.asarray(stepid)
     stored = {}
@@ -192,73 +196,75 @@ class Replay:
         self._store.overwrite(ids.reshape(-1), stored)
 
   def prioritize(self, stepid: np.ndarray, priority: np.ndarray) -> None:
-    """Sets priorities; ignores steps that have been dropped meanwhile.
+    """Sets priorities. Ignores steps that are no longer stored.
 
     Args:
       stepid: Addresses, int64 of any shape.
-      priority: The same shape, at least 0; only their relation counts. Those
+      priority: Non-negative array of equal shape; only ratios matter. Values
         that are not finite count as 0.
 
     Raises:
-      ValueError: If the shapes differ.
+      ValueError: The shapes differ.
     """
     ids, values = np.asarray(stepid), np.asarray(priority, np.float32)
     if ids.shape != values.shape:
       raise ValueError(f'{values.shape} priorities for {ids.shape} steps')
     values = np.where(np.isfinite(values), np.maximum(values, 0), 0)
     with self._lock:
-      if self._store.prioritized is not None and ids.size:
-        flat = values.astype(np.float32).reshape(-1)
-        self._store.prioritized.prioritize(ids.reshape(-1), flat)
+      if self._store.selector.prioritized is not None and ids.size:
+        self._store.selector.prioritized.prioritize(
+          ids.reshape(-1), values.astype(np.float32).reshape(-1)
+        )
 
   def stats(self) -> dict[str, float]:
-    """Returns figures for the log; inserts and samples since the last call.
+    """Returns metrics.
 
     Returns:
-      items: Sequence starts that can be sampled.
+      items: Sequences that can be sampled.
       steps: Steps stored.
-      ram_gb: Memory that they take, in 1e9 bytes.
-      inserts, samples: Steps added, sequences sampled without `rng`.
-      replay_ratio: Steps sampled per step added.
+      ram_gb: Memory in 1e9 bytes.
+      inserts, samples: Steps added and sequences sampled for training since
+        the last call.
+      replay_ratio: Steps sampled per step added since the last call.
     """
     row = sum(field.nbytes for field in self._fields.values())
     with self._lock:
       inserts, samples = self._inserts, self._samples
       self._inserts = self._samples = 0
-      kept = sum(
-        chunk.pending.nbytes
-        for chunk in self._store.chunks.values()
-        if chunk.pending is not None
-      )
       steps = self._store.steps
+      size = steps * (row + _ROW_OVERHEAD) + self._saver.frozen_bytes
       return {
-        'items': float(len(self._store)),
+        'items': float(len(self)),
         'steps': float(steps),
-        'ram_gb': (steps * (row + _ROW_OVERHEAD) + kept) / 1e9,
+        'ram_gb': size / 1e9,
         'inserts': float(inserts),
         'samples': float(samples),
         'replay_ratio': samples * self.length / inserts if inserts else 0.0,
       }
 
   def snapshot(self, directory: epath.PathLike) -> Snapshot:
-    """Freezes the current state to be written under `directory`.
+    """Freezes the current state, to be written under `directory`.
 
-    Copies no steps and touches no disk: some 20 microseconds per chunk that
-    has changed. Then `Snapshot.write()`, on any thread, returns the manifest.
-    One snapshot at a time; `Snapshot.discard()` gives one up.
+    Copies no steps and touches no disk. `Snapshot.write()`, on any thread,
+    writes it and returns the manifest. Only one snapshot may be in progress;
+    `Snapshot.discard()` abandons it.
 
     Args:
-      directory: The replay directory, shared by all shards; files go to
-        directory/SHARD/. Into another directory than before everything is
-        written, else only what is new or changed.
+      directory: The replay directory, shared by all shards. Files go to
+        directory/SHARD/. A new directory gets everything, the previous one
+        only what is new or has changed.
 
     Raises:
-      RuntimeError: If the previous snapshot is not written yet.
+      RuntimeError: The previous snapshot is still being written.
     """
     with self._lock:
-      prioritized = self._store.prioritized
-      priorities = prioritized.priorities() if prioritized else {}
-      return self._journal.snapshot(directory, self._state(), priorities)
+      prioritized = self._store.selector.prioritized
+      return self._saver.snapshot(
+        directory,
+        self._state(),
+        self._store.chunks,
+        prioritized.priorities() if prioritized else {},
+      )
 
   def save(self, directory: epath.PathLike) -> dict[str, Any]:
     """Saves and returns the manifest; see `snapshot`."""
@@ -267,20 +273,20 @@ class Replay:
   def prune(
     self, directory: epath.PathLike, manifests: Sequence[Mapping[str, Any]]
   ) -> list[str]:
-    """Deletes files of this shard that nothing needs any more.
+    """Deletes files of this shard that are no longer needed.
 
-    Kept are those that a manifest in `manifests` names, those of the snapshot
-    under way, of the newest manifest (it may not be committed yet), and those
-    on which the next snapshot will build.
+    Keeps the files named by `manifests`, by the newest manifest (which may not
+    be committed yet) and by the snapshot in progress, and those that the next
+    snapshot will reuse.
 
     Args:
       directory: The replay directory.
-      manifests: All that have to stay restorable, of every shard.
+      manifests: Manifests of all shards that must stay restorable.
 
     Returns:
       Names of the deleted files, relative to the directory.
     """
-    return self._journal.prune(directory, manifests)
+    return self._saver.prune(directory, manifests)
 
   def load(
     self,
@@ -290,79 +296,95 @@ class Replay:
   ) -> bool:
     """Replaces the contents by saved ones.
 
-    With as many shards as were saved, each restores its own exactly as it
-    was, sampling included. If the number of environments has changed, the old
-    streams stay and new ones begin. With another number of shards, whole
-    streams are dealt out. Then, as with another chunk size, steps get new
-    addresses and the next save writes everything once.
+    If the number of shards is unchanged, each shard restores its own state
+    exactly, including sampling. If the number of environments changed, the old
+    streams stay and new ones begin. If the number of shards changed, whole
+    streams are distributed over the shards. In that case, and if the chunk
+    size changed, steps get new addresses and the next save writes everything.
 
     Args:
       directory: The replay directory.
-      manifests: Those of all shards of one checkpoint, in any order.
-      count: Number of shards now; as many as manifests when None.
+      manifests: Manifests of all shards of one checkpoint, in any order.
+      count: Number of shards now; as many as manifests by default.
 
     Returns:
-      Whether steps have the addresses that they had.
+      Whether steps kept their addresses.
 
     Raises:
-      UserError: If the steps have other keys, shapes or dtypes; nothing has
-        changed then.
-      ReplayCorrupt: If a file is missing or damaged; the replay is empty then.
+      UserError: Keys, shapes or dtypes differ; the replay is unchanged.
+      ReplayCorrupt: A file is missing or corrupt; the replay is empty.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest['shard'])
     for manifest in manifests:
-      restore.check(manifest, self._fields)
+      loading.check_spec(manifest, self._fields)
     with self._lock:
       self._clear()
       try:
-        return self._restore(directory, manifests, count or len(manifests))
+        return self._load(directory, manifests, count or len(manifests))
       except BaseException:
         self._clear()
         raise
 
   def _clear(self) -> None:
     self._store.clear()
-    self._journal.forget()
-    self._rng = np.random.Generator(np.random.PCG64(self._seed))
+    self._saver.reset()
+    self._rng = make_rng(self._seed)
     self._inserts = self._samples = 0
 
-  def _restore(
+  def _load(
     self,
     directory: epath.PathLike,
     manifests: Sequence[Mapping[str, Any]],
     count: int,
   ) -> bool:
-    layout = restore.lay_out(
-      manifests, self._journal.shard, count, self._chunksize, self._fields
+    layout = loading.plan_layout(
+      manifests,
+      self._saver.shard,
+      count,
+      self._capacity,
+      self._chunksize,
+      self._fields,
     )
-    self._store.take_chunks(layout)
-    layout.read(directory, self._store.chunks, self._journal.ledger)
-    self._store.index(layout)
-    if self._store.prioritized is not None:
+    self._saver.reset(directory)
+    layout.read(directory, self._saver.ledger)
+    self._store.load(layout)
+    if self._store.selector.prioritized is not None:
       for address, values in layout.priorities(directory):
-        rows = np.arange(len(values))
-        self._store.prioritized.prioritize(address + rows, values)
-    if layout.own is None:
+        self._store.selector.prioritized.prioritize(
+          address + np.arange(len(values)), values
+        )
+    if layout.exact is None:
       seed = np.random.SeedSequence([self._seed, self._store.inserted])
-      self._rng = np.random.Generator(np.random.PCG64(seed))
-    else:
-      self._journal.adopt(directory)
-      self._rng.bit_generator.state = restore.decode_rng(layout.own['rng'])
-      self._inserts, self._samples = layout.own['counts']
-    return layout.own is not None
+      self._rng = make_rng(seed)
+      return False
+    set_rng_state(self._rng, layout.exact['rng'])
+    self._inserts, self._samples = layout.exact['counts']
+    return True
 
   def _state(self) -> dict[str, Any]:
-    """Returns the manifest, but for its files."""
+    """Returns the manifest without its files."""
     return self._store.state() | {
-      'format': restore.FORMAT,
-      'shard': self._journal.shard,
+      'format': loading.FORMAT,
+      'shard': self._saver.shard,
       'spec': {
         key: [field.dtype.name, list(field.shape)]
         for key, field in self._fields.items()
       },
       'counts': [self._inserts, self._samples],
-      'rng': restore.encode_rng(self._rng.bit_generator.state),
+      'rng': rng_state(self._rng),
     }
+
+  def _gather(
+    self, starts: np.ndarray, offset: int, steps: int
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    return collate.gather(
+      self._store.chunks,
+      self._chunksize,
+      self._fields,
+      starts,
+      (offset, offset + steps),
+      self.length,
+    )
 
   def _to_stored(
     self, key: str, value: np.ndarray, lead: tuple[int, ...]

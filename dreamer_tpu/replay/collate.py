@@ -1,4 +1,4 @@
-"""Copying sequences out of chunks into the arrays of a batch."""
+"""Copies sequences from chunks to the arrays of a batch."""
 
 from collections.abc import Mapping
 
@@ -15,20 +15,25 @@ def gather(
   window: tuple[int, int],
   length: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Copies a window of sequences, every byte once.
+  """Copies a window of each sequence, every byte once.
 
   Args:
     chunks: Chunks by serial.
     chunksize: Steps per chunk.
-    fields: The fields of a step.
+    fields: Fields of a step.
     starts: Addresses of the first steps of the sequences, int64 [batch].
-    window: First step of the window in the sequences, and one past its last.
+    window: Steps (start, stop) of the sequences to copy.
     length: Steps of a whole sequence.
 
   Returns:
     New arrays [batch, steps, ...] by key, addresses int64 [batch, steps].
+
+  Raises:
+    ValueError: The window is empty or exceeds the sequence.
   """
   first, stop = window
+  if not 0 <= first < stop <= length:
+    raise ValueError(f'steps {window} of sequences of {length} steps')
   steps = stop - first
   stepid = np.empty((len(starts), steps), np.int64)
   follow = np.zeros(len(starts), bool)
@@ -59,7 +64,7 @@ def gather(
 
 
 def _skip(chunk: Chunk, index: int) -> tuple[Chunk, int]:
-  """Goes on to the chunk that holds the row; all but a stream's last are full."""
+  """Returns the chunk of the stream that holds a row, and the row in it."""
   while chunk.next is not None and index >= chunk.fill:
     index -= chunk.fill
     chunk = chunk.next
@@ -67,11 +72,11 @@ def _skip(chunk: Chunk, index: int) -> tuple[Chunk, int]:
 
 
 def _mark_ends(
-  data: dict[str, np.ndarray], follow: np.ndarray, whole: bool
+  data: dict[str, np.ndarray], follow: np.ndarray, from_start: bool
 ) -> None:
-  """Sets is_last before every is_first, is_first where a sequence starts."""
+  """Sets is_last before every is_first, and is_first at sequence starts."""
   is_first, is_last = data['is_first'], data['is_last']
   is_last[:, :-1] |= is_first[:, 1:]
   is_last[:, -1] |= follow
-  if whole:
+  if from_start:
     is_first[:, 0] = True

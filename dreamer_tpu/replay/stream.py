@@ -1,4 +1,4 @@
-"""Training batches, one after the other, cut from sampled sequences."""
+"""Iterates over training batches, cut from sampled sequences."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,18 +7,17 @@ import numpy as np
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay.buffer import Replay
-from dreamer_tpu.replay.saving import restore
+from dreamer_tpu.replay.rng import make_rng, rng_state, set_rng_state
 
 
 class Stream:
-  """An endless iterator over batches.
+  """Endless iterator over batches.
 
-  Every sampled sequence is used in `consec` parts of context + length steps;
-  part i begins i * length steps into it, so that the last `context` steps of
-  a part come again as the first of the next. All rows of a batch are the same
-  part. A part is copied when it is asked for. If one of the sequences has
-  been dropped from the replay by then, the whole batch starts over with fresh
-  sequences.
+  Each sampled sequence is used in `consec` parts of context + length steps.
+  Part i starts at step i * length, so the last `context` steps of a part are
+  the first of the next. All rows of a batch have equal part numbers. Parts are
+  copied on request. If the replay has dropped one of the sequences by then,
+  the whole batch starts over with new sequences.
   """
 
   def __init__(
@@ -32,26 +31,26 @@ class Stream:
     online: bool = True,
     seed: int | None = None,
   ) -> None:
-    """Starts with fresh sequences.
+    """Starts with new sequences.
 
     Args:
-      replay: Where the sequences come from.
+      replay: Source of the sequences.
       batch: Sequences per batch.
-      length: Steps to train on per part.
+      length: Training steps per part.
       context: Steps before those.
       consec: Parts per sequence.
       online: Whether to draw from the replay's online queue.
-      seed: Seed of a generator of its own, so that its batches do not change
-        what others draw. None draws with the replay's.
+      seed: Seed of a separate generator, so that other samples of the replay
+        are unaffected. None draws with the replay's generator.
 
     Raises:
-      UserError: If the replay's sequences are too short.
+      UserError: The replay's sequences are too short.
     """
     if context + length * consec > replay.length:
       raise UserError(
         f'{consec} parts of {length} steps and {context} of context need '
-        f'sequences of {context + length * consec} steps, the replay has '
-        f'{replay.length}'
+        f'sequences of {context + length * consec} steps, but the replay has '
+        f'sequences of {replay.length}'
       )
     self._replay = replay
     self._batch = batch
@@ -59,9 +58,7 @@ class Stream:
     self._steps = context + length
     self._consec = consec
     self._online = online
-    self._rng = None
-    if seed is not None:
-      self._rng = np.random.Generator(np.random.PCG64(seed))
+    self._rng = None if seed is None else make_rng(seed)
     self._starts: np.ndarray | None = None
     self._part = 0
 
@@ -72,12 +69,12 @@ class Stream:
     """Returns the next batch.
 
     Returns:
-      New arrays [batch, context + length, ...] by key, with 'consec', the
-      number of the part, int32 [batch]; and the addresses of the steps, int64
+      New arrays [batch, context + length, ...] by key, including the number
+      of the part, 'consec', int32 [batch]. Addresses of the steps, int64
       [batch, context + length].
 
     Raises:
-      ValueError: If the replay holds no sequence yet.
+      ValueError: The replay holds no sequence yet.
     """
     found = None
     if self._starts is not None:
@@ -97,19 +94,19 @@ class Stream:
     return data, stepid
 
   def state(self) -> dict[str, Any]:
-    """Returns the state as a JSON-able dict; take it with the replay's."""
-    rng = self._rng and restore.encode_rng(self._rng.bit_generator.state)
+    """Returns the state as JSON values, valid with a snapshot taken now."""
+    rng = self._rng and rng_state(self._rng)
     starts = None if self._starts is None else self._starts.tolist()
     return {'part': self._part, 'starts': starts, 'rng': rng}
 
   def load(self, state: dict[str, Any]) -> None:
-    """Goes on from `state`, once the replay was restored exactly.
+    """Resumes from `state` after the replay was restored exactly.
 
-    Where steps got new addresses, or the batch size another value, leave it
-    out: the stream then starts with fresh sequences.
+    If the batch size changed, the stream starts with new sequences. Do not
+    call this if steps got new addresses.
     """
     starts = state['starts']
     if starts is not None and len(starts) == self._batch:
       self._starts, self._part = np.array(starts, np.int64), state['part']
     if self._rng is not None and state['rng'] is not None:
-      self._rng.bit_generator.state = restore.decode_rng(state['rng'])
+      set_rng_state(self._rng, state['rng'])

@@ -1,1 +1,1 @@
-"""Sequence sampling: uniform, by priority, by recency, and mixtures."""
+"""Distributions over sequence starts."""

@@ -1,4 +1,4 @@
-"""Several selectors over the same starts, each with its share of the draws."""
+"""Mixture of selectors, each with a share of the draws."""
 
 import math
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ Selector = Uniform | Prioritized | Recency
 
 
 class Sampling(NamedTuple):
-  """How sequences are chosen.
+  """Distribution over sequences.
 
   Attributes:
-    uniform, priority, recency: Shares of the draws, which add up to 1.
+    uniform, priority, recency: Shares of the draws; they add up to 1.
     exponent, maxfrac, initial, zero_on_sample: See `Prioritized`.
     recexp: Exponent of `Recency`.
   """
@@ -34,7 +34,11 @@ class Sampling(NamedTuple):
 
 
 class Mixture:
-  """The selectors that have a share."""
+  """The selectors that have a share.
+
+  Attributes:
+    prioritized: The selector by priority, or None if it has no share.
+  """
 
   def __init__(
     self,
@@ -43,12 +47,11 @@ class Mixture:
     chunksize: int,
     length: int,
   ) -> None:
-    """Makes the selectors, empty; see `Prioritized` for the arguments."""
-    self._shares: list[float] = []
-    self._selectors: list[Selector] = []
+    """Makes empty selectors; see `Prioritized` for the arguments."""
     self.prioritized: Prioritized | None = None
+    selectors: list[tuple[float, Selector]] = []
     if sampling.uniform:
-      self._add(sampling.uniform, Uniform(chunksize))
+      selectors.append((sampling.uniform, Uniform(chunksize)))
     if sampling.priority:
       self.prioritized = Prioritized(
         chunks,
@@ -59,9 +62,13 @@ class Mixture:
         initial=sampling.initial,
         zero_on_sample=sampling.zero_on_sample,
       )
-      self._add(sampling.priority, self.prioritized)
+      selectors.append((sampling.priority, self.prioritized))
     if sampling.recency:
-      self._add(sampling.recency, Recency(chunksize, sampling.recexp))
+      recency = Recency(chunksize, sampling.recexp)
+      selectors.append((sampling.recency, recency))
+    total = sum(share for share, _ in selectors)
+    self._shares = [share / total for share, _ in selectors]
+    self._selectors = [selector for _, selector in selectors]
 
   def __len__(self) -> int:
     return len(self._selectors[0])
@@ -72,26 +79,20 @@ class Mixture:
       selector.insert(starts)
 
   def remove(self, serial: int) -> None:
-    """Takes all starts of a chunk out."""
+    """Removes all starts in a chunk."""
     for selector in self._selectors:
       selector.remove(serial)
 
   def sample(
-    self, rng: np.random.Generator, n: int, mark: bool = True
+    self, rng: np.random.Generator, n: int, training: bool = True
   ) -> np.ndarray:
-    """Returns n starts, int64 [n], each from a selector chosen by its share."""
+    """Returns n starts, int64 [n], each from a random selector."""
     if len(self._selectors) == 1:
-      return self._selectors[0].sample(rng, n, mark)
-    total = sum(self._shares)
-    shares = [share / total for share in self._shares]
-    chosen = rng.choice(len(shares), n, p=shares)
+      return self._selectors[0].sample(rng, n, training)
+    chosen = rng.choice(len(self._shares), n, p=self._shares)
     starts = np.empty(n, np.int64)
     for index, selector in enumerate(self._selectors):
-      places = np.flatnonzero(chosen == index)
-      if len(places):
-        starts[places] = selector.sample(rng, len(places), mark)
+      indices = np.flatnonzero(chosen == index)
+      if len(indices):
+        starts[indices] = selector.sample(rng, len(indices), training)
     return starts
-
-  def _add(self, share: float, selector: Selector) -> None:
-    self._shares.append(share)
-    self._selectors.append(selector)

@@ -1,23 +1,23 @@
-"""Sampling by priority: sequences of surprising steps more often."""
+"""Samples sequences in proportion to their priority."""
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from dreamer_tpu.replay.chunks import Chunk
+from dreamer_tpu.replay.chunks import Chunk, split_runs
 
-Run = tuple[int, int, int]
+Run = tuple[int, int, int]  # Serial of a chunk, first row, row after the last.
 
 
 class Prioritized:
-  """Every start in proportion to its sequence's priority.
+  """Samples starts in proportion to the weight of their sequence.
 
-  Steps have priorities p; a sequence's is maxfrac * max(p^e) + (1 - maxfrac) *
-  mean(p^e) over its steps, e being the exponent. Where some are infinite, one
-  of these is drawn, all alike; where all are 0, any.
+  A sequence of steps with priorities p has weight maxfrac * max(p^e) +
+  (1 - maxfrac) * mean(p^e), where e is the exponent. Sequences of infinite
+  weight are drawn first, uniformly. If all weights are 0, sampling is uniform.
 
-  Per step 4 bytes of priority and 4 of its sequence's weight; sums per chunk
-  are what a draw searches first.
+  Takes 8 bytes per step, for its priority and the weight of its sequence. A
+  draw searches the sums per chunk, then the chunk.
   """
 
   def __init__(
@@ -31,16 +31,16 @@ class Prioritized:
     initial: float,
     zero_on_sample: bool,
   ) -> None:
-    """Starts without starts.
+    """Makes an empty selector.
 
     Args:
-      chunks: Live chunks by serial.
+      chunks: Chunks in memory by serial.
       chunksize: Steps per chunk.
       length: Steps per sequence.
-      exponent: Of priorities.
-      maxfrac: Weight of the largest one in a sequence, the rest the mean's.
-      initial: Priority of steps that have none yet.
-      zero_on_sample: Whether the steps of a drawn sequence get 0.
+      exponent: Exponent of priorities.
+      maxfrac: Share of the largest priority in a weight; the rest is the mean.
+      initial: Priority of new steps.
+      zero_on_sample: Whether the steps of a drawn sequence get priority 0.
     """
     self._chunks = chunks
     self._chunksize = chunksize
@@ -51,8 +51,9 @@ class Prioritized:
     self._zero = zero_on_sample
     self._prios: dict[int, np.ndarray] = {}
     self._weights: dict[int, np.ndarray] = {}
-    self._before: dict[int, int] = {}  # The chunk before one, by serials.
-    # By serial - first: starts, those of infinite weight, sum of the others.
+    self._previous: dict[int, int] = {}  # Serial of the chunk before a chunk.
+    # Columns are serial - first. Rows: number of starts, of starts of infinite
+    # weight, and sum of the finite weights.
     self._first = 0
     self._table = np.zeros((3, 64))
 
@@ -70,44 +71,42 @@ class Prioritized:
       self._refresh(serial, begin, begin + count)
 
   def remove(self, serial: int) -> None:
-    """Takes all starts of a chunk out."""
+    """Removes all starts in a chunk."""
     self._prios.pop(serial, None)
     self._weights.pop(serial, None)
-    self._before.pop(serial, None)
+    self._previous.pop(serial, None)
     if 0 <= serial - self._first < self._table.shape[1]:
       self._table[:, serial - self._first] = 0
 
   def sample(
-    self, rng: np.random.Generator, n: int, mark: bool = True
+    self, rng: np.random.Generator, n: int, training: bool = True
   ) -> np.ndarray:
     """Returns n starts, int64 [n], drawn one after the other.
 
     Args:
-      rng: What to draw with.
+      rng: Generator to draw with.
       n: Number of draws.
-      mark: Whether drawn ones may be given a priority of 0.
+      training: Whether `zero_on_sample` applies.
     """
     starts = np.empty(n, np.int64)
     for i in range(n):
       starts[i] = self._draw(rng)
-      if self._zero and mark:
+      if self._zero and training:
         serial, row = divmod(int(starts[i]), self._chunksize)
         for run in self._runs(serial, row, self._length):
           self._set(run, 0.0)
     return starts
 
   def prioritize(self, addresses: np.ndarray, values: np.ndarray) -> None:
-    """Sets the priorities of steps, float [n] at int64 [n], if still stored."""
-    serials = addresses // self._chunksize
-    breaks = (np.diff(addresses) != 1) | (np.diff(serials) != 0)
-    for part in np.split(np.arange(len(addresses)), np.flatnonzero(breaks) + 1):
-      serial, row = divmod(int(addresses[part[0]]), self._chunksize)
+    """Sets priorities [n] at those of the addresses [n] that are stored."""
+    for serial, start, part in split_runs(addresses, self._chunksize):
       chunk = self._chunks.get(serial)
-      if chunk is not None and row + len(part) <= chunk.fill:
-        self._set((serial, row, row + len(part)), values[part])
+      stop = start + part.stop - part.start
+      if chunk is not None and stop <= chunk.fill:
+        self._set((serial, start, stop), values[part])
 
   def priorities(self) -> dict[int, np.ndarray]:
-    """A copy of the priorities of all steps, float32 [fill] by serial."""
+    """Returns copies of the priorities, float32 [fill] by serial."""
     return {
       serial: self._prio(serial)[: chunk.fill].copy()
       for serial, chunk in self._chunks.items()
@@ -129,13 +128,13 @@ class Prioritized:
     return (self._first + slot) * self._chunksize + row
 
   def _set(self, run: Run, values: np.ndarray | float) -> None:
-    """Sets priorities of a run of rows, and the weights that they are in."""
+    """Sets the priorities of a run and updates the weights they affect."""
     serial, begin, end = run
     self._prio(serial)[begin:end] = values
     begin -= self._length - 1
     self._refresh(serial, max(begin, 0), end)
     while begin < 0:
-      serial = self._before.get(serial, -1)
+      serial = self._previous.get(serial, -1)
       if serial not in self._chunks:
         return
       end = self._chunks[serial].fill
@@ -143,7 +142,7 @@ class Prioritized:
       self._refresh(serial, max(begin, 0), end)
 
   def _refresh(self, serial: int, begin: int, end: int) -> None:
-    """Computes the weights of the starts in rows begin..end anew."""
+    """Recomputes the weights of the starts in rows begin..end."""
     slot = self._slot(serial)
     count = int(self._table[0, slot])
     end = min(end, count)
@@ -153,7 +152,7 @@ class Prioritized:
       powers = np.concatenate(prios).astype(np.float64) ** self._exponent
       windows = np.lib.stride_tricks.sliding_window_view(powers, self._length)
       mean, most = windows.mean(1), windows.max(1)
-      # 0 * inf is none.
+      # Weights of infinite priorities are set below; 0 * inf is nan.
       with np.errstate(invalid='ignore'):
         weights = self._maxfrac * most + (1 - self._maxfrac) * mean
       weights[np.isinf(most)] = np.inf
@@ -164,7 +163,7 @@ class Prioritized:
     self._table[2, slot] = weights[~infinite].sum(dtype=np.float64)
 
   def _runs(self, serial: int, row: int, steps: int) -> Iterator[Run]:
-    """The rows of consecutive steps of a stream, chunk by chunk."""
+    """Yields the rows of consecutive steps of a stream, chunk by chunk."""
     chunk: Chunk | None = self._chunks[serial]
     while steps > 0 and chunk is not None:
       count = min(steps, chunk.fill - row)
@@ -173,7 +172,7 @@ class Prioritized:
         steps -= count
       row = max(0, row - chunk.fill)
       if chunk.next is not None:
-        self._before[chunk.next.serial] = chunk.serial
+        self._previous[chunk.next.serial] = chunk.serial
       chunk = chunk.next
 
   def _prio(self, serial: int) -> np.ndarray:
@@ -184,7 +183,7 @@ class Prioritized:
     return self._prios[serial]
 
   def _slot(self, serial: int) -> int:
-    """The column of a chunk in the table, which is made to hold it."""
+    """Returns the table column of a chunk, growing the table if needed."""
     self._prio(serial)
     used = np.flatnonzero(self._table[0])
     size = self._table.shape[1]
@@ -200,9 +199,9 @@ class Prioritized:
 
 
 def _pick(weights: np.ndarray, value: float) -> tuple[int, float]:
-  """The entry in which a running sum passes `value`, and what is left of it."""
+  """Returns the entry where the running sum passes `value`, and the rest."""
   sums = np.cumsum(weights)
   index = int(np.searchsorted(sums, value, side='right'))
-  # Rounding may lead past the last one.
+  # Rounding may lead past the last entry.
   index = min(index, int(np.flatnonzero(weights)[-1]))
   return index, value - (sums[index] - weights[index])

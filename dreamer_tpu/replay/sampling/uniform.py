@@ -1,33 +1,31 @@
-"""Which sequence starts are sampled.
+"""Samples all sequences with equal probability.
 
-A selector holds the addresses (`stepid`, see buffer.py) of all sequence
-starts that may be sampled. The replay calls
+A selector holds the addresses (`stepid`, see buffer.py) of all sequence starts
+that may be sampled. The replay calls
 
-  insert(starts)     new starts, int64 [n], the oldest first; within a chunk in
-                     rising order and without gaps from its first row on
-  remove(serial)     all starts in the chunk of this serial are gone
-  sample(rng, n)     int64 [n], drawn with replacement
-  len(selector)      number of starts
+  insert(starts)     adds starts, int64 [n], oldest first; within a chunk in
+                     order and without gaps from its first row
+  remove(serial)     removes all starts in a chunk
+  sample(rng, n)     returns starts, int64 [n], drawn with replacement
+  len(selector)      returns the number of starts
 
-and draws all randomness from `rng`, so that the same inserts, removals and
-generator give the same samples.
+All randomness comes from `rng`, so that samples are reproducible.
 """
 
 import numpy as np
 
 
 class Uniform:
-  """Every start with the same probability.
+  """Samples all starts with equal probability.
 
-  Keeps one count per chunk instead of one entry per start: 8 bytes per chunk,
-  nothing to save (the counts follow from the chunks), and a sample is a binary
-  search over the running sum of counts.
+  Keeps one count per chunk instead of one entry per start. A sample is a binary
+  search in the running sum of the counts.
   """
 
   def __init__(self, chunksize: int) -> None:
     self._chunksize = chunksize
     self._counts = np.zeros(64, np.int64)
-    self._first = 0  # The serial of counts[0].
+    self._first = 0  # Serial of counts[0].
     self._used = 0
     self._total = 0
     self._sums: np.ndarray | None = None
@@ -49,7 +47,7 @@ class Uniform:
     self._sums = None
 
   def remove(self, serial: int) -> None:
-    """Takes all starts of a chunk out."""
+    """Removes all starts in a chunk."""
     slot = serial - self._first
     if 0 <= slot < self._used:
       self._total -= int(self._counts[slot])
@@ -57,10 +55,10 @@ class Uniform:
       self._sums = None
 
   def sample(
-    self, rng: np.random.Generator, n: int, mark: bool = True
+    self, rng: np.random.Generator, n: int, training: bool = True
   ) -> np.ndarray:
-    """Returns n starts, int64 [n]; nothing is marked."""
-    del mark
+    """Returns n starts, int64 [n]."""
+    del training
     if self._sums is None:
       self._sums = np.cumsum(self._counts[: self._used])
     ranks = rng.integers(self._total, size=n)
@@ -69,7 +67,7 @@ class Uniform:
     return (self._first + slots) * self._chunksize + rows
 
   def _make_room(self, low: int, high: int) -> None:
-    """Moves the counts so that serials low..high fit, without empty ones."""
+    """Moves the counts so that serials low..high fit."""
     serials = self._first + np.flatnonzero(self._counts)
     counts = self._counts[serials - self._first]
     if len(serials):

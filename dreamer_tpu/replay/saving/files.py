@@ -1,22 +1,22 @@
-"""Immutable files of replay rows: written once, checked, never changed.
+"""Immutable files of replay rows.
 
-A file is a row of .npy arrays, one after the other (readable with successive
-`np.load(file)`, no pickle): first `runs`, int64 [r, 3] with (serial, start,
-stop) of each run of rows, then one array [rows, ...] per key. Keys are in the
-order that the manifest states.
+A file is a series of .npy arrays, readable with successive `np.load(file)`
+without pickle. The first is `runs`, int64 [r, 3], with (serial, start, stop) of
+each run of rows. Then comes one array [rows, ...] per key, in sorted order.
 """
 
 import io
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.paths import atomic_write, is_local
 
 _NAME = re.compile(r'(tmp-)?((?:steps|latents|priorities)-(\d+)-\d+\.npys)')
 
@@ -26,7 +26,7 @@ _HEADER = re.compile(
 
 
 class ReplayCorrupt(UserError):
-  """A saved replay cannot be restored as it was."""
+  """A saved replay cannot be restored."""
 
 
 def shard_folder(shard: int) -> str:
@@ -39,7 +39,7 @@ def file_name(shard: int, kind: str, generation: int, index: int) -> str:
   return f'{shard_folder(shard)}/{kind}-{generation:04d}-{index:08d}.npys'
 
 
-def listing(
+def list_files(
   directory: epath.PathLike, shard: int
 ) -> list[tuple[str, int, bool]]:
   """Returns (name, generation, whether unfinished) of each file of a shard."""
@@ -58,41 +58,35 @@ def listing(
 def write_file(
   path: epath.Path, arrays: Iterable[np.ndarray]
 ) -> tuple[int, int]:
-  """Writes a file so that it is either there in full or not at all.
+  """Writes a file atomically.
 
   Args:
-    path: Its final path, in an existing folder.
-    arrays: The arrays, native dtypes.
+    path: Final path, in an existing folder.
+    arrays: Arrays of native dtypes.
 
   Returns:
     Size in bytes and CRC-32.
 
   Raises:
-    OSError: If the disk is full, the folder read-only, ...
+    OSError: The file cannot be written (disk full, read-only folder).
   """
   size = crc = 0
-  local = _is_local(path)
-  temporary = path.parent / f'tmp-{path.name}'
-  try:
-    with temporary.open('wb') as file:
-      for array in arrays:
-        for part in (_header(array), _view(array)):
-          crc = zlib.crc32(part, crc)
-          size += len(part)
-          file.write(part if local else bytes(part))
-      if local:
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+
+  def parts() -> Iterator[bytes | memoryview]:
+    nonlocal size, crc
+    for array in arrays:
+      for part in (_header(array), _view(array)):
+        crc = zlib.crc32(part, crc)
+        size += len(part)
+        yield part
+
+  atomic_write(path, parts())
   return size, crc
 
 
 def sync_folder(path: epath.Path) -> None:
-  """Makes the names in a local folder survive a power cut."""
-  if not _is_local(path):
+  """Makes the file names in a local folder survive a power cut."""
+  if not is_local(path):
     return
   handle = os.open(os.fspath(path), os.O_RDONLY)
   try:
@@ -104,17 +98,17 @@ def sync_folder(path: epath.Path) -> None:
 def read_file(
   directory: epath.PathLike, record: Mapping[str, Any]
 ) -> list[np.ndarray]:
-  """Reads the arrays of a file, after a check of its size and checksum.
+  """Reads the arrays of a file and verifies its size and checksum.
 
   Args:
     directory: The replay directory.
-    record: The file's entry of a manifest: name, bytes, crc.
+    record: The file's entry in a manifest: name, bytes, crc.
 
   Returns:
-    The arrays in their order in the file (read-only).
+    The arrays in their order in the file, read-only.
 
   Raises:
-    ReplayCorrupt: If the file is missing, cut short or damaged.
+    ReplayCorrupt: The file is missing or corrupt.
   """
   path = epath.Path(directory) / record['name']
   advice = 'restore an earlier checkpoint'
@@ -129,12 +123,12 @@ def read_file(
     )
   if zlib.crc32(data.data) != record['crc']:
     raise ReplayCorrupt(
-      f'replay file {path} is damaged (its checksum differs); {advice}'
+      f'replay file {path} is corrupt (wrong checksum); {advice}'
     )
   try:
     return _parse(data)
   except (TypeError, ValueError):
-    raise ReplayCorrupt(f'{path} is no replay file; {advice}') from None
+    raise ReplayCorrupt(f'{path} is not a replay file; {advice}') from None
 
 
 def prune(
@@ -144,13 +138,13 @@ def prune(
 ) -> list[str]:
   """Deletes the files that no manifest names.
 
-  Only for shards that no running replay writes to; `Replay.prune` is the one
-  to call during a run. Files that are not the replay's are left alone.
+  Only for shards that no running replay writes to; during a run call
+  `Replay.prune`. Ignores files of other programs.
 
   Args:
     directory: The replay directory.
-    manifests: All manifests that have to stay restorable, of all shards.
-    shards: Shards to look at; all when None.
+    manifests: Manifests of all shards that must stay restorable.
+    shards: Shards to prune; all by default.
 
   Returns:
     Names of the deleted files, relative to the directory.
@@ -159,27 +153,27 @@ def prune(
     root = epath.Path(directory)
     names = [entry.name for entry in root.iterdir()] if root.exists() else []
     shards = [int(name) for name in names if re.fullmatch(r'\d{4,}', name)]
-  found = [entry for shard in shards for entry in listing(directory, shard)]
-  return prune_listed(directory, found, named(manifests))
+  found = [entry for shard in shards for entry in list_files(directory, shard)]
+  return delete_except(directory, found, named(manifests))
 
 
 def named(manifests: Iterable[Mapping[str, Any]]) -> set[str]:
-  """Returns the names of all files that the manifests name."""
+  """Returns the names of all files in manifests."""
   return {file['name'] for manifest in manifests for file in manifest['files']}
 
 
-def prune_listed(
+def delete_except(
   directory: epath.PathLike,
   found: Iterable[tuple[str, int, bool]],
   keep: set[str],
 ) -> list[str]:
-  """Deletes what is listed and not to be kept, leftovers of writes too."""
+  """Deletes listed files that are not in `keep`, and returns their names."""
   deleted = []
-  for name, _, temporary in found:
+  for name, _, unfinished in found:
     if name in keep:
       continue
     path = epath.Path(directory) / name
-    if temporary:
+    if unfinished:
       path = path.parent / f'tmp-{path.name}'
     path.unlink(missing_ok=True)
     deleted.append(name)
@@ -199,17 +193,17 @@ def _view(array: np.ndarray) -> memoryview:
 
 def _read(path: epath.Path) -> np.ndarray:
   """Returns the bytes of a file, uint8."""
-  if not _is_local(path):
+  if not is_local(path):
     return np.frombuffer(path.read_bytes(), np.uint8)
-  # NumPy's large arrays are in huge pages: twice as fast as read_bytes.
+  # Large NumPy arrays use huge pages: twice as fast as `read_bytes`.
   data = np.empty(path.stat().length, np.uint8)
   with path.open('rb') as file:
     return data[: file.readinto(data)]
 
 
 def _parse(data: np.ndarray) -> list[np.ndarray]:
-  # Not with NumPy's reader: it evaluates the header with `ast`, which fails
-  # now and then (SystemError) when several threads of Python 3.11 do so.
+  # NumPy's reader evaluates headers with `ast`, which occasionally fails with
+  # SystemError in several threads of Python 3.11.
   arrays = []
   start = 0
   while start < len(data):
@@ -225,7 +219,3 @@ def _parse(data: np.ndarray) -> list[np.ndarray]:
     arrays.append(data[start:stop].view(dtype).reshape(shape))
     start = stop
   return arrays
-
-
-def _is_local(path: epath.Path) -> bool:
-  return '://' not in os.fspath(path)

@@ -1,223 +1,224 @@
-"""Which file holds which row: what has to be written, what may be forgotten.
+"""Assigns rows to files: finds what to write and which files to keep.
 
-Rows reach the disk in two kinds of files. A `steps` file holds whole steps, a
-`latents` file the latents of steps that were overwritten after they had been
-written. Within a snapshot both are packed to files of about 64 MiB, so that
-the number of files does not grow with the number of chunks. Read in the order
-of their index, later rows over earlier ones, the files of a manifest give the
-memory back.
+A `steps` file holds whole steps. A `latents` file holds latents that were
+overwritten after they had been written. Each snapshot packs both into files of
+about 64 MiB, so that the number of files does not grow with the number of
+chunks. Reading the files of a manifest in the order of their index restores
+the memory: later rows replace earlier ones.
 
-A file is named by manifests as long as one of its rows is live: its step is
-still stored and, for latents, not written again since. The last rows of a
-worn-out latents file are written again with the next snapshot. As that
-happens when a twentieth of its rows is live, it adds at most 5.3% to what is
-written. Under uniform sampling the latents files together come to 3.2 times
-the latents that they hold; where it would be more than 4 times, the emptiest
-files are given up earlier.
+A latents file is compacted, its current rows written again, once at most 5% of
+its rows are current (write amplification at most 5.3%). If the latents files
+hold more than four times the current rows, the emptiest are compacted earlier.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dreamer_tpu.replay.chunks import Chunk, Pending
+from dreamer_tpu.replay.chunks import Chunk
 
 STEPS = 'steps'
 LATENTS = 'latents'
-PRIORITIES = 'priorities'  # Not in the ledger: every save has one of its own.
+PRIORITIES = 'priorities'  # Written whole by every save.
 
 _FILE_BYTES = 64 * 2**20
-_WORN = 0.05
-_SPARE = 4
-
-Part = tuple[Chunk, np.ndarray]
+_MIN_CURRENT = 0.05
+_MAX_AMPLIFICATION = 4
 
 
 @dataclasses.dataclass
 class Record:
-  """A file: `rows` in it, of which `live` are needed; the rest once written."""
+  """A file of a shard.
+
+  Attributes:
+    index: Number of the file.
+    kind: `STEPS`, `LATENTS` or `PRIORITIES`.
+    rows: Number of rows.
+    name: Name relative to the replay directory.
+    bytes: Size.
+    crc: CRC-32.
+    runs: Runs of rows in memory, int64 [r, 3]: serial, start, stop.
+  """
 
   index: int
   kind: str
   rows: int
-  live: int
   name: str = ''
   bytes: int = 0
   crc: int = 0
+  runs: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0, 3), np.int64), compare=False
+  )
+
+  @property
+  def serials(self) -> set[int]:
+    """Chunks of which the file holds rows."""
+    return set(self.runs[:, 0].tolist())
 
   def to_json(self) -> dict[str, Any]:
-    """Returns the file's entry of a manifest."""
-    entry = dataclasses.asdict(self)
-    del entry['live']
+    """Returns the file's entry in a manifest."""
+    entry = vars(self).copy()
+    del entry['runs']
     return entry
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A file to write: the rows of each chunk that go into it."""
+class FilePlan:
+  """Files of a snapshot.
 
-  record: Record
-  parts: list[Part]
+  Attributes:
+    kept: Files of earlier snapshots.
+    new: Files to write.
+  """
+
+  kept: list[Record]
+  new: list[Record]
 
 
 class Ledger:
-  """Keeps the files of one replay shard. Not thread-safe by itself."""
+  """Files of a replay shard and the rows in them. Not thread-safe.
+
+  Attributes:
+    files: Files on disk that the next snapshot may keep, by index.
+  """
 
   def __init__(self, row_bytes: int, latent_bytes: int) -> None:
     self._row_bytes = {STEPS: row_bytes, LATENTS: latent_bytes}
     self._next = 0
+    # The file with the newest version of each row, -1 for none, by serial.
+    self._newest: dict[int, np.ndarray] = {}
     self.files: dict[int, Record] = {}
 
-  def plan(self, chunks: Iterable[Chunk]) -> list[Plan]:
-    """Assigns everything that is not on disk yet to new files.
+  def track(self, chunks: Mapping[int, Chunk]) -> None:
+    """Adds new chunks and removes those that were dropped from memory."""
+    self._newest = {
+      serial: self._newest.get(serial, np.full(len(chunk.dirty), -1, np.int32))
+      for serial, chunk in chunks.items()
+    }
 
-    From here on the rows count as written; `undo` takes that back. Every
-    chunk with something to write gets a `pending` mask.
+  def plan(self, chunks: Mapping[int, Chunk]) -> FilePlan:
+    """Assigns all rows that are not on disk to new files.
+
+    Clears the dirty masks. Finish with either `commit` or `undo`.
     """
-    chunks = sorted(chunks, key=lambda chunk: (chunk.stream, chunk.serial))
-    self._mark_worn(chunks)
-    steps: list[Part] = []
-    latents: list[Part] = []
-    for chunk in chunks:
-      if chunk.touched:
-        rows = np.flatnonzero(chunk.dirty[: chunk.saved])
-        if rows.size:
-          latents.append((chunk, rows))
-        chunk.dirty[:] = False
-        chunk.touched = False
-      if chunk.fill > chunk.saved:
-        steps.append((chunk, np.arange(chunk.saved, chunk.fill)))
-    plans = [self._assign(STEPS, parts) for parts in self._pack(STEPS, steps)]
-    plans += [
-      self._assign(LATENTS, parts) for parts in self._pack(LATENTS, latents)
+    self.track(chunks)
+    ordered = sorted(chunks.values(), key=lambda x: (x.stream, x.serial))
+    counts = self._count_current(ordered)
+    stale = self._find_stale(counts)
+    runs: dict[str, list[np.ndarray]] = {STEPS: [], LATENTS: []}
+    for chunk in ordered:
+      newest = self._newest[chunk.serial][: chunk.fill]
+      unsaved = newest < 0
+      dirty = chunk.dirty[: chunk.fill] | stale[newest]
+      runs[STEPS].append(_find_runs(chunk.serial, unsaved))
+      runs[LATENTS].append(_find_runs(chunk.serial, dirty & ~unsaved))
+      chunk.dirty[:] = False
+    kept = [
+      file
+      for file in self.files.values()
+      if (counts[file.index] and not stale[file.index])
+      or (file.kind == STEPS and file.serials & chunks.keys())
     ]
-    self.drop_dead()
-    return plans
+    new = [
+      self.new_file(kind, pack)
+      for kind, parts in runs.items()
+      for pack in self._pack(kind, parts)
+    ]
+    return FilePlan(kept, new)
 
-  def undo(self, plans: Iterable[Plan]) -> None:
-    """Marks the rows of files that were not written as not on disk."""
-    for plan in plans:
-      self.files.pop(plan.record.index, None)
-      for chunk, rows in plan.parts:
-        chunk.pending = None
-        if plan.record.kind == LATENTS:
-          chunk.mark(rows)
-        else:
-          self._unsave(chunk, int(rows[0]))
-    self.drop_dead()
+  def new_file(self, kind: str, runs: np.ndarray) -> Record:
+    """Returns a file with the next index."""
+    self._next += 1
+    return Record(self._next - 1, kind, _rows(runs), runs=runs)
 
-  def evict(self, chunk: Chunk) -> None:
-    """Takes the rows of a chunk that is dropped from memory out."""
-    self._unsave(chunk, 0)
-    self._supersede(chunk, np.arange(chunk.fill), -1)
-    self.drop_dead()
+  def commit(self, plan: FilePlan) -> None:
+    """Takes over the files of a plan after they are written."""
+    self.files = {file.index: file for file in (*plan.kept, *plan.new)}
+    for file in plan.new:
+      self._set_newest(file.runs, file.index)
 
-  def lose(self, name: str, chunks: Iterable[Chunk]) -> None:
-    """Marks all rows of a file that is gone from the disk to be rewritten."""
-    lost = [x.index for x in self.files.values() if x.name == name]
-    for chunk in chunks:
-      for index in lost:
-        if index in chunk.files:
-          self._unsave(chunk, chunk.files[index][0])
-        if chunk.source is not None:
-          chunk.mark(np.flatnonzero(chunk.source == index))
-    for index in lost:
-      self.files.pop(index, None)
-    self.drop_dead()
+  def undo(self, plan: FilePlan, chunks: Mapping[int, Chunk]) -> None:
+    """Marks the rows of a plan that was not written as not on disk."""
+    for file in plan.new:
+      for serial, start, stop in file.runs.tolist():
+        if serial in chunks:
+          chunks[serial].dirty[start:stop] = True
 
-  def adopt(self, record: Record, parts: Iterable[Part]) -> None:
-    """Takes over a file of an earlier run, read in the order of its index.
+  def register(self, entry: Mapping[str, Any], runs: np.ndarray) -> None:
+    """Takes over a file of an earlier run; call in the order of its index.
 
     Args:
-      record: The file as its manifest names it.
-      parts: The rows of it that are in memory.
+      entry: The file's entry in its manifest.
+      runs: Runs of rows in tracked chunks, int64 [r, 3].
     """
-    record.live = 0
-    self.files[record.index] = record
-    self._next = max(self._next, record.index + 1)
-    for chunk, rows in parts:
-      self._place(record, chunk, rows)
+    file = Record(**entry, runs=runs)
+    self.files[file.index] = file
+    self._next = max(self._next, file.index + 1)
+    self._set_newest(runs, file.index)
 
-  def _assign(self, kind: str, parts: list[Part]) -> Plan:
-    record = Record(self._next, kind, sum(len(rows) for _, rows in parts), 0)
-    self._next += 1
-    self.files[record.index] = record
-    for chunk, rows in parts:
-      if chunk.pending is None:
-        chunk.pending = Pending(chunk.fill)
-      chunk.pending.add(rows)
-      self._place(record, chunk, rows)
-    return Plan(record, parts)
+  def mark_lost(self, name: str, chunks: Mapping[int, Chunk]) -> None:
+    """Marks the rows of a file that disappeared from disk as not on disk."""
+    for lost in [x for x in self.files.values() if x.name == name]:
+      del self.files[lost.index]
+      if lost.kind == STEPS:
+        self._set_newest(lost.runs, -1)
+      for serial, newest in self._newest.items():
+        if serial in chunks:
+          chunks[serial].dirty |= newest == lost.index
 
-  def _place(self, record: Record, chunk: Chunk, rows: np.ndarray) -> None:
-    """Notes that a file holds the newest form of rows of a chunk."""
-    if record.kind == STEPS:
-      start, stop = int(rows[0]), int(rows[-1]) + 1
-      chunk.files[record.index] = (start, stop)
-      chunk.saved = max(chunk.saved, stop)
-      self._supersede(chunk, rows, -1)
-    else:
-      self._supersede(chunk, rows, record.index)
-    record.live += len(rows)
+  def _set_newest(self, runs: np.ndarray, index: int) -> None:
+    for serial, start, stop in runs.tolist():
+      if serial in self._newest:
+        self._newest[serial][start:stop] = index
 
-  def _supersede(self, chunk: Chunk, rows: np.ndarray, index: int) -> None:
-    """The latents of these rows are in file `index` from now on."""
-    if chunk.source is None:
-      if index < 0:
-        return
-      chunk.source = np.full(len(chunk.dirty), -1, np.int32)
-    old = chunk.source[rows]
-    old = old[old >= 0]
-    if old.size:
-      low = int(old.min())
-      counts = np.bincount(old - low)
-      for other in np.flatnonzero(counts).tolist():
-        if low + other in self.files:
-          self.files[low + other].live -= int(counts[other])
-    chunk.source[rows] = index
+  def _count_current(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    """Returns how many rows of each file are the newest version of theirs."""
+    parts = [np.zeros(0, np.int32)]
+    for chunk in chunks:
+      newest = self._newest[chunk.serial]
+      parts.append(newest[(newest >= 0) & ~chunk.dirty])
+    return np.bincount(np.concatenate(parts), minlength=self._next)
 
-  def _unsave(self, chunk: Chunk, row: int) -> None:
-    """The chunk's steps from `row` on are in no file (that counts) any more."""
-    for index, (start, stop) in list(chunk.files.items()):
-      if stop > row:
-        del chunk.files[index]
-        row = min(row, start)
-        if index in self.files:
-          self.files[index].live -= stop - start
-    chunk.saved = min(chunk.saved, row)
+  def _find_stale(self, counts: np.ndarray) -> np.ndarray:
+    """Returns for each file, and for index -1, whether it is compacted."""
+    stale = np.zeros(self._next + 1, bool)
+    latents = [
+      x for x in self.files.values() if x.kind == LATENTS and counts[x.index]
+    ]
+    total = sum(x.rows for x in latents)
+    limit = _MAX_AMPLIFICATION * sum(int(counts[x.index]) for x in latents)
+    for file in sorted(latents, key=lambda x: counts[x.index] / x.rows):
+      current = int(counts[file.index])
+      if current > _MIN_CURRENT * file.rows and total <= limit:
+        break
+      stale[file.index] = True
+      total -= file.rows - current
+    return stale
 
-  def _pack(self, kind: str, parts: list[Part]) -> list[list[Part]]:
-    """Groups parts, in their order, to files of the size we want."""
-    packs: list[list[Part]] = []
+  def _pack(self, kind: str, parts: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Groups runs, in their order, into files."""
+    packs: list[list[np.ndarray]] = []
     size = _FILE_BYTES
-    for chunk, rows in parts:
+    for runs in parts:
+      if not len(runs):
+        continue
       if size >= _FILE_BYTES:
         packs.append([])
         size = 0
-      packs[-1].append((chunk, rows))
-      size += len(rows) * self._row_bytes[kind]
-    return packs
+      packs[-1].append(runs)
+      size += _rows(runs) * self._row_bytes[kind]
+    return [np.concatenate(pack) for pack in packs]
 
-  def _mark_worn(self, chunks: list[Chunk]) -> None:
-    """Marks the last live rows of latents files that are to be given up."""
-    files = [x for x in self.files.values() if x.kind == LATENTS]
-    files.sort(key=lambda x: x.live / x.rows)
-    total = sum(x.rows for x in files)
-    limit = _SPARE * sum(x.live for x in files)
-    worn = np.zeros(self._next + 1, bool)  # The last for source == -1.
-    for file in files:
-      if file.live > _WORN * file.rows and total <= limit:
-        break
-      worn[file.index] = True
-      total -= file.rows - file.live
-    if worn.any():
-      for chunk in chunks:
-        if chunk.source is not None:
-          chunk.mark(np.flatnonzero(worn[chunk.source[: chunk.fill]]))
 
-  def drop_dead(self) -> None:
-    """Forgets the files that have no live rows."""
-    for index in [x.index for x in self.files.values() if x.live <= 0]:
-      del self.files[index]
+def _rows(runs: np.ndarray) -> int:
+  return int(np.sum(runs[:, 2] - runs[:, 1]))
+
+
+def _find_runs(serial: int, mask: np.ndarray) -> np.ndarray:
+  """Returns the runs of rows set in a mask, int64 [r, 3]."""
+  edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+  runs = np.full((len(edges) // 2, 3), serial, np.int64)
+  runs[:, 1:] = edges.reshape(-1, 2)
+  return runs

@@ -1,0 +1,315 @@
+"""Loads a saved replay, also into a different number of shards."""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.replay.chunks import Chunk, Field, latent_keys
+from dreamer_tpu.replay.saving import files
+from dreamer_tpu.replay.saving.ledger import PRIORITIES, STEPS, Ledger
+
+FORMAT = 1
+_READERS = 4
+
+Manifest = Mapping[str, Any]
+
+
+class Span(NamedTuple):
+  """Rows start..stop of a chunk; `offset` is their position in a saved run."""
+
+  chunk: Chunk
+  start: int
+  stop: int
+  offset: int
+
+
+def check_spec(manifest: Manifest, fields: Mapping[str, Field]) -> None:
+  """Compares the steps of a manifest with those of this run.
+
+  Raises:
+    UserError: They differ; the message names the first key that does.
+  """
+  if manifest.get('format') != FORMAT:
+    raise UserError(
+      f'the saved replay has format {manifest.get("format")!r}, this version '
+      f'reads format {FORMAT}; use the version that saved it or a new logdir'
+    )
+  ours = {key: field.describe() for key, field in fields.items()}
+  theirs = {
+    key: f'{dtype} {shape}' for key, (dtype, shape) in manifest['spec'].items()
+  }
+  for key in sorted(ours.keys() | theirs.keys()):
+    one, two = theirs.get(key, 'missing'), ours.get(key, 'missing')
+    if one != two:
+      raise UserError(
+        f'replay key {key!r} is {one} in the checkpoint and {two} in this '
+        'run; use the environment and agent sizes of the checkpoint, or '
+        'another logdir'
+      )
+
+
+def assign_streams(
+  manifests: Sequence[Manifest], shard: int, count: int
+) -> list[list[int]]:
+  """Assigns whole streams to shards, balancing the number of steps.
+
+  Deterministic, so that all hosts agree without communication.
+
+  Args:
+    manifests: One per saved shard.
+    shard: This shard.
+    count: Number of shards now.
+
+  Returns:
+    For each manifest, the positions in its 'streams' assigned to `shard`.
+  """
+  sizes = [
+    (sum(fill for _, fill, _ in stream), i, j)
+    for i, manifest in enumerate(manifests)
+    for j, stream in enumerate(manifest['streams'])
+  ]
+  loads = [0] * count
+  assigned: list[list[int]] = [[] for _ in manifests]
+  for size, i, j in sorted(sizes, key=lambda x: (-x[0], x[1], x[2])):
+    owner = loads.index(min(loads))
+    loads[owner] += size
+    if owner == shard:
+      assigned[i].append(j)
+  return assigned
+
+
+def plan_layout(
+  manifests: Sequence[Manifest],
+  shard: int,
+  count: int,
+  capacity: int,
+  chunksize: int,
+  fields: Mapping[str, Field],
+) -> 'Layout':
+  """Decides which saved steps a shard takes and which chunks they go to.
+
+  Args:
+    manifests: Manifests of all shards, in the order of shards.
+    shard: This shard.
+    count: Number of shards now.
+    capacity: Maximum number of steps; the oldest chunks are left out.
+    chunksize: Steps per chunk now.
+    fields: Fields of a step.
+
+  Raises:
+    ReplayCorrupt: The shard's manifest is not among them.
+  """
+  exact = None
+  if len(manifests) == count:
+    manifests = [x for x in manifests if x['shard'] == shard]
+    if not manifests:
+      raise files.ReplayCorrupt(
+        f'the checkpoint has no replay manifest for shard {shard} of {count}; '
+        'restore an earlier checkpoint'
+      )
+    (own,) = manifests
+    exact = own if own['chunksize'] == chunksize else None
+    assigned = [list(range(len(own['streams'])))]
+  else:
+    assigned = assign_streams(manifests, shard, count)
+  layout = Layout(manifests, chunksize, fields, exact)
+  for source, streams in enumerate(assigned):
+    for stream in streams:
+      layout.add_stream(source, stream)
+  layout.number_chunks(capacity)
+  return layout
+
+
+class Layout:
+  """Chunks for saved steps, and the place of each saved row in them.
+
+  Attributes:
+    exact: The manifest that is restored exactly, so that steps keep their
+      addresses and files stay in use. None if steps get new addresses.
+    streams: Chunks of each restored stream, oldest first, linked, with `fill`
+      set. Their arrays are filled by `read`.
+    chunks: All chunks in the order of their serials.
+    next_serial: First unused serial.
+    inserted: Steps that the saved shards ever inserted.
+  """
+
+  def __init__(
+    self,
+    manifests: Sequence[Manifest],
+    chunksize: int,
+    fields: Mapping[str, Field],
+    exact: Manifest | None,
+  ) -> None:
+    self._manifests = manifests
+    self._chunksize = chunksize
+    self._fields = fields
+    self._ages: dict[Chunk, tuple] = {}
+    # The chunks of the stream of a saved chunk, and its first row in them.
+    self._places: dict[tuple[int, int], tuple[list[Chunk], int]] = {}
+    self._unread: dict[Chunk, np.ndarray] = {}
+    self.exact = exact
+    self.streams: list[list[Chunk]] = []
+    self.chunks: list[Chunk] = []
+    self.next_serial = 0
+    self.inserted = max((x['inserted'] for x in manifests), default=0)
+
+  def add_stream(self, source: int, stream: int) -> None:
+    """Makes chunks for a stream of a manifest, given by their positions."""
+    manifest = self._manifests[source]
+    saved = manifest['streams'][stream]
+    grows = self.exact is not None and stream in manifest['open']
+    starts = np.cumsum([0] + [fill for _, fill, _ in saved])
+    rows = int(starts[-1])
+    chunks: list[Chunk] = []
+    for start in range(0, rows, self._chunksize):
+      number = int(np.searchsorted(starts, start, side='right')) - 1
+      serial, _, inserted_at = saved[number]
+      skipped = start - int(starts[number])
+      inserted_at += skipped * manifest['width']
+      fill = min(self._chunksize, rows - start)
+      size = self._chunksize if grows else fill
+      chunk = Chunk(serial, len(self.streams), inserted_at, size, self._fields)
+      chunk.fill = fill
+      if chunks:
+        chunks[-1].next = chunk
+      chunks.append(chunk)
+      self._ages[chunk] = (inserted_at, source, serial, skipped)
+    for (serial, _, _), start in zip(saved, starts, strict=False):
+      self._places[source, serial] = (chunks, int(start))
+    self.streams.append(chunks)
+
+  def number_chunks(self, capacity: int) -> None:
+    """Sets serials by age and drops the oldest chunks beyond the capacity."""
+    chunks = sorted(self._ages, key=self._ages.__getitem__)
+    if self.exact is not None:
+      self.next_serial = self.exact['next_serial']
+    else:
+      self.next_serial = len(chunks)
+      for serial, chunk in enumerate(chunks):
+        chunk.serial = serial
+    ends = np.cumsum([chunk.fill for chunk in reversed(chunks)])
+    self.chunks = chunks[len(chunks) - int(np.sum(ends <= capacity)) :]
+    self._unread = {chunk: np.ones(chunk.fill, bool) for chunk in self.chunks}
+    self.streams = [
+      [chunk for chunk in stream if chunk in self._unread]
+      for stream in self.streams
+    ]
+
+  def read(self, directory: epath.PathLike, ledger: Ledger) -> None:
+    """Fills the chunks from the files of the manifests.
+
+    Args:
+      directory: The replay directory.
+      ledger: Takes over the files if the restore is exact.
+
+    Raises:
+      ReplayCorrupt: A file is missing or corrupt, or a step is in no file.
+    """
+    if self.exact is not None:
+      ledger.track({chunk.serial: chunk for chunk in self.chunks})
+    for source in sorted({source for source, _ in self._places}):
+      entries = sorted(
+        self._entries(source, latents=True), key=lambda entry: entry['index']
+      )
+      contents = _read_ahead(directory, entries)
+      for entry, (runs, *arrays) in zip(entries, contents, strict=True):
+        self._fill(source, entry, runs, arrays)
+        if self.exact is not None:
+          ledger.register(entry, runs.copy())  # A view of the file.
+    missing = sum(int(unread.sum()) for unread in self._unread.values())
+    if missing:
+      raise files.ReplayCorrupt(
+        f'the manifest of the replay in {directory} names no file for '
+        f'{missing} of its steps; restore an earlier checkpoint'
+      )
+
+  def priorities(
+    self, directory: epath.PathLike
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields addresses and the priorities of the steps that start there.
+
+    Raises:
+      ReplayCorrupt: A file is missing or corrupt.
+    """
+    for source in range(len(self._manifests)):
+      for entry in self._entries(source, latents=False):
+        runs, values = files.read_file(directory, entry)
+        for span in self._find(source, runs):
+          count = span.stop - span.start
+          yield self._address(span), values[span.offset : span.offset + count]
+
+  def online(self, length: int) -> list[int]:
+    """Returns the saved online queues if the sequence length is unchanged."""
+    return [
+      self._address(span)
+      for source, manifest in enumerate(self._manifests)
+      if manifest['length'] == length
+      for address in manifest['online']
+      for span in self._find(source, _run(address, manifest['chunksize']))
+    ]
+
+  def _entries(self, source: int, latents: bool) -> list[Mapping[str, Any]]:
+    entries = self._manifests[source]['files']
+    return [x for x in entries if (x['kind'] != PRIORITIES) == latents]
+
+  def _address(self, span: Span) -> int:
+    return span.chunk.serial * self._chunksize + span.start
+
+  def _find(self, source: int, runs: np.ndarray) -> Iterator[Span]:
+    """Yields the places of saved runs, as far as this shard takes them."""
+    offset = 0
+    for serial, start, stop in runs.tolist():
+      chunks, base = self._places.get((source, serial), ([], 0))
+      row = start
+      while chunks and row < stop:
+        number, inside = divmod(base + row, self._chunksize)
+        count = min(stop - row, self._chunksize - inside)
+        if chunks[number] in self._unread:
+          yield Span(
+            chunks[number], inside, inside + count, offset + row - start
+          )
+        row += count
+      offset += stop - start
+
+  def _fill(
+    self,
+    source: int,
+    entry: Mapping[str, Any],
+    runs: np.ndarray,
+    arrays: Sequence[np.ndarray],
+  ) -> None:
+    """Copies the rows of a file to their places."""
+    keys = list(self._fields)
+    if entry['kind'] != STEPS:
+      keys = latent_keys(keys)
+    for span in self._find(source, runs):
+      rows = slice(span.start, span.stop)
+      stop = span.offset + span.stop - span.start
+      for key, array in zip(keys, arrays, strict=True):
+        span.chunk.arrays[key][rows] = array[span.offset : stop]
+      if entry['kind'] == STEPS:
+        self._unread[span.chunk][rows] = False
+
+
+def _run(address: int, chunksize: int) -> np.ndarray:
+  serial, row = divmod(address, chunksize)
+  return np.array([[serial, row, row + 1]])
+
+
+def _read_ahead(
+  directory: epath.PathLike, entries: Iterable[Mapping[str, Any]]
+) -> Iterator[list[np.ndarray]]:
+  """Yields the arrays of files in order, reading the next few in threads."""
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    reads: collections.deque = collections.deque()
+    for entry in entries:
+      reads.append(pool.submit(files.read_file, directory, entry))
+      if len(reads) > _READERS:
+        yield reads.popleft().result()
+    while reads:
+      yield reads.popleft().result()
