@@ -1,7 +1,6 @@
 """Presets: named changes to a configuration, applied in the order given."""
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import ml_collections
 
@@ -11,40 +10,32 @@ Preset = Callable[[ml_collections.ConfigDict], None]
 
 
 def apply(
-  config: ml_collections.ConfigDict,
-  names: str,
-  extra: Mapping[str, Preset] | None = None,
+  config: ml_collections.ConfigDict, names: str
 ) -> ml_collections.ConfigDict:
-  """Changes `config` by the presets in `names`, the last one winning.
+  """Changes `config` by the presets in `names`; the last one wins.
 
   Args:
-    config: a suite's configuration; changed in place.
-    names: presets separated by commas, such as 'size400m,debug'; may be empty.
-    extra: presets that only this suite has.
+    config: A suite's configuration; changed in place.
+    names: Presets separated by commas, such as 'size400m,debug'; may be empty.
 
   Returns:
     The same configuration.
 
   Raises:
-    LookupError: a preset is unknown; the message names the nearest one.
+    LookupError: A preset is unknown; the arguments are its name and all
+      presets.
   """
-  known = {**COMMON, **(extra or {})}
   for name in filter(None, (name.strip() for name in names.split(','))):
-    if name not in known:
-      (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
-      raise LookupError(
-        f"unknown preset '{name}'; did you mean '{near}'? "
-        f'Presets: {", ".join(known)}'
-      )
-    known[name](config)
+    if name not in PRESETS:
+      raise LookupError(name, *PRESETS)
+    PRESETS[name](config)
   return config
 
 
 def debug(config: ml_collections.ConfigDict) -> None:
-  """Every size reduced and every interval short: any suite runs in seconds.
+  """Shrinks all sizes and intervals, so that any suite runs in seconds.
 
-  The run is 1,000 steps long. The batch divides over eight devices, and the
-  channels leave an image decoder for 64x64 and 96x96 valid.
+  The run has 1,000 steps. The batch divides over eight devices.
   """
   config.update(
     dict(
@@ -77,4 +68,4 @@ def debug(config: ml_collections.ConfigDict) -> None:
   )
 
 
-COMMON: dict[str, Preset] = {**sizes.PRESETS, 'debug': debug}
+PRESETS: dict[str, Preset] = {**sizes.PRESETS, 'debug': debug}

@@ -1,4 +1,7 @@
-"""The one error a user is meant to read."""
+"""The error that a user reads, and name suggestions for its message."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +10,22 @@ class UserError(Exception):
   `main.py` prints the message as its last line and exits with code 1, without
   a traceback.
   """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+  """Returns the choice most similar to `name`, for "did you mean".
+
+  Case is ignored. The last part of a dotted name counts twice, so that
+  'run.step' and 'step' both find 'run.steps'.
+
+  Args:
+    name: What the user wrote.
+    choices: At least one valid name.
+  """
+
+  def similarity(choice: str) -> float:
+    one, two = name.lower(), choice.lower()
+    pairs = (one, two), (one.split('.')[-1], two.split('.')[-1])
+    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+  return max(choices, key=similarity)

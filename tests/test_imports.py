@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'dreamer_tpu'
-EVERYWHERE = {'errors', 'paths'}
+EVERYWHERE = {'config', 'errors', 'image_size', 'paths'}
 ALLOWED = {
   'agent': set(),
   'replay': set(),

@@ -7,30 +7,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu import errors
+from dreamer_tpu import errors, image_size
 from dreamer_tpu.agent import distributions, layers, spaces
 from dreamer_tpu.agent.ops import convolution, placement
 
 
-def grid(space_dict: Mapping[str, spaces.Space], stages: int) -> tuple:
-  """Height and width that remain of images after halving `stages` times.
+def grid(
+  space_dict: Mapping[str, spaces.Space], stages: int
+) -> tuple[int, ...]:
+  """Returns height and width of the images after halving `stages` times.
 
   Raises:
-    UserError: Images of different or unsuitable size.
+    UserError: The images differ in size or have an unsuitable one.
   """
   sizes = {v.shape[:2] for v in space_dict.values()}
   names = ', '.join(f"'{k}' {list(v.shape)}" for k, v in space_dict.items())
   if len(sizes) > 1:
     raise errors.UserError(f'Images must have one size in common: {names}.')
-  factor = 2**stages
-  left = tuple(size / factor for size in sizes.pop())
-  if any(x != int(x) or not 3 <= x <= 16 for x in left):
-    raise errors.UserError(
-      f'The encoder cannot take the image {names}: height and width must be '
-      f'multiples of {factor} from {3 * factor} to {16 * factor}; set the '
-      'size option of the environment.'
-    )
-  return tuple(int(x) for x in left)
+  return image_size.grid(f'The image {names}', sizes.pop(), stages)
 
 
 class Encoder(nnx.Module):

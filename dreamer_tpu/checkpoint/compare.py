@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dreamer_tpu.config import flatten
+
 # Keys that shape the agent come first in a message, the others after them.
 _GROUPS = ('task', 'agent', 'dtype', 'env')
 
@@ -17,8 +19,8 @@ def config_differences(
     saved: Nested config of the checkpoint, as read from JSON.
     current: Nested config of this run.
   """
-  old = _flatten(saved)
-  new = _flatten(json.loads(json.dumps(current, default=str)))
+  old = flatten(saved)
+  new = flatten(json.loads(json.dumps(current, default=str)))
   names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
   names.sort(key=lambda k: (_rank(k), k))
   return [f'{k} is {_show(new, k)}, was {_show(old, k)}' for k in names]
@@ -76,13 +78,3 @@ def _rank(name: str) -> int:
 
 def _show(flat: Mapping[str, Any], name: str) -> str:
   return repr(flat[name]) if name in flat else 'absent'
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f'{prefix}{key}.'))
-    else:
-      flat[f'{prefix}{key}'] = value
-  return flat

@@ -1,8 +1,8 @@
-"""The command line: flags to a validated configuration, or one line of error.
+"""Parses the command line into a validated configuration.
 
-`--config=FILE[:PRESET,...]` and `--config.KEY=VALUE` are ml_collections'
-config flags. What the user wrote is checked and brought into the form that
-they take before they see it, because their own errors are long or cryptic.
+`--config=FILE[:PRESET,...]` chooses a configuration and `--config.KEY=VALUE`
+changes it, through ml_collections' config flags. Every mistake becomes a
+UserError of one line.
 """
 
 import importlib.util
@@ -18,21 +18,59 @@ from ml_collections import config_flags
 from ml_collections.config_dict import ConfigDict
 
 from dreamer_tpu.cli import logdirs, validate
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.config import flatten
+from dreamer_tpu.errors import UserError, nearest
 
 DEFAULT_CONFIG = 'configs/gym.py:size1m'
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-Override = tuple[str, str | None]
-
-_FLAG = re.compile(r'--?(no)?config(?:\.([^=]*))?(?:=(.*))?', re.DOTALL)
-_TRUE = ('true', 't', '1', 'yes')
-_FALSE = ('false', 'f', '0', 'no')
-_TYPES = {
-  bool: 'true or false',
-  int: 'an integer, such as 700000 or 7e5',
-  float: 'a number, such as 0.5 or 4e-5',
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
+_BOOLS = {
+  **dict.fromkeys(('true', 't', '1', 'yes'), True),
+  **dict.fromkeys(('false', 'f', '0', 'no'), False),
 }
+
+
+class _Parser(flags.ArgumentParser):
+  """Parses the text of a flag; passes on values that are parsed already."""
+
+  def __init__(self, convert: Callable[[str], Any], expected: str):
+    self._convert = convert
+    self._expected = expected
+
+  def parse(self, argument: Any) -> Any:
+    if not isinstance(argument, str):
+      return argument
+    try:
+      return self._convert(argument)
+    except (ValueError, KeyError, OverflowError) as error:
+      raise ValueError(f"'{argument}' is not {self._expected}.") from error
+
+
+def _integer(text: str) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    number = float(text)
+    if not number.is_integer():
+      raise
+    return int(number)
+
+
+def _strings(text: str) -> tuple[str, ...]:
+  items = (item.strip().strip('\'"') for item in text.strip('([ ])').split(','))
+  return tuple(item for item in items if item)
+
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+  bool: _Parser(lambda text: _BOOLS[text.lower()], 'true or false'),
+  int: _Parser(_integer, 'an integer, such as 700000 or 7e5'),
+  float: _Parser(float, 'a number, such as 0.5 or 4e-5'),
+  str: flags.ArgumentParser(),
+  tuple: _Parser(_strings, 'a list, such as 64,64'),
+}
+for _type, _parser in _PARSERS.items():
+  config_flags.register_flag_parser_for_type(_type, _parser)
 
 
 def run(main: Callable[[tuple[ConfigDict, epath.Path]], int]) -> NoReturn:
@@ -54,27 +92,27 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
   """Parses and validates a command line.
 
   Args:
-    argv: as in sys.argv, the program's name first.
+    argv: The arguments as in sys.argv, with the program's name first.
 
   Returns:
     The merged configuration, locked, and the directory of the run.
 
   Raises:
-    UserError: any mistake in it.
+    UserError: The command line has a mistake.
   """
-  config, rest = take_config(argv[1:])
+  config, rest = parse_config(argv[1:])
   if any(arg in ('-h', '-help', '--help') for arg in rest):
     _print_help(config)
   own = flags.FlagValues()
   flags.DEFINE_string('logdir', None, 'Directory of the run.', own)
   try:
     rest = own([argv[0], *rest], known_only=True)
-    # absl would choose INFO, where Orbax reports every part of every save.
+    # At absl's default, INFO, Orbax reports every part of every save.
     rest = flags.FLAGS([rest[0], '--verbosity=-1', *rest[1:]])
   except flags.UnrecognizedFlagError as error:
     raise _unknown_flag(error.flagname, config) from error
   except flags.Error as error:
-    raise UserError(str(error)) from error
+    raise _as_user_error(error) from error
   if len(rest) > 1:
     raise UserError(
       f"unexpected argument '{rest[1]}'; options are written --NAME=VALUE."
@@ -87,47 +125,40 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
   return config, logdirs.resolve(own.logdir)
 
 
-def take_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-  """Takes --config and --config.KEY out of a command line.
+def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+  """Parses --config and --config.KEY, and leaves the other arguments.
 
   Args:
-    argv: the arguments without the program's name.
+    argv: The arguments without the program's name.
 
   Returns:
     The merged and validated configuration, locked, and the other arguments.
 
   Raises:
-    UserError: an unknown suite, preset or key, or a wrong value.
+    UserError: A suite, preset or key is unknown, or a value is invalid.
   """
-  argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True)
-  chosen, overrides, rest = _split(argv)
-  config = load(chosen)
-  defaults = dict(validate.flatten(config))
-  args: list[str] = []
-  for key, text in overrides:
-    if key not in defaults:
-      raise _unknown_key(key, config, defaults)
-    value = _convert(key, text, defaults[key])
-    args = [arg for arg in args if not arg.startswith(f'--config.{key}=')]
-    args.append(f'--config.{key}={value}')
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    'config', config, flag_values=values, sys_argv=args
-  )
-  values(['', *args])
-  validate.validate(values.config)
-  return values.config, rest
+  values.set_gnu_getopt()  # Flags may follow other arguments.
+  flags.DEFINE_string('config', DEFAULT_CONFIG, 'FILE[:PRESET,...]', values)
+  try:
+    _, *rest = values(['', *argv], known_only=True)
+    config = load(values.config)
+    rest = _override(config, rest)
+  except (flags.Error, ValueError) as error:
+    raise _as_user_error(error) from error
+  validate.validate(config)
+  return config, rest
 
 
 def load(chosen: str) -> ConfigDict:
-  """The configuration of FILE[:PRESET,...], without overrides.
+  """Returns the configuration of FILE[:PRESET,...], without overrides.
 
   Args:
-    chosen: a file with a function get_config(presets), from here or from the
-      directory of the project, and presets after a colon.
+    chosen: A file with a function get_config(presets), relative to the working
+      directory or the project, and presets after a colon.
 
   Raises:
-    UserError: no such file or preset.
+    UserError: The file or a preset does not exist.
   """
   name, _, presets = chosen.partition(':')
   suites = {
@@ -135,15 +166,13 @@ def load(chosen: str) -> ConfigDict:
     for path in (ROOT / 'configs').glob('*.py')
     if 'def get_config' in path.read_text()
   }
-  known = ', '.join(sorted(suites))
-  path = next(
-    (x for x in (pathlib.Path(name), ROOT / name) if x.is_file()), None
-  )
+  listed = f'Suites: {", ".join(sorted(suites))}'
+  paths = pathlib.Path(name), ROOT / name
+  path = next((path for path in paths if path.is_file()), None)
   if path is None:
-    near = validate.nearest(name, suites)
     raise UserError(
-      f"--config={chosen}: no file '{name}'; did you mean '{near}'? "
-      f'Suites: {known}'
+      f"--config={chosen}: no file '{name}'; did you mean "
+      f"'{nearest(name, suites)}'? {listed}"
     )
   spec = importlib.util.spec_from_file_location('dreamer_config', path)
   if spec is None or spec.loader is None:
@@ -152,95 +181,80 @@ def load(chosen: str) -> ConfigDict:
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_config'):
     raise UserError(
-      f"--config={chosen}: '{name}' has no get_config(). Suites: {known}"
+      f"--config={chosen}: '{name}' has no get_config(). {listed}"
     )
   try:
     return module.get_config(presets)
   except LookupError as error:
-    raise UserError(f'--config={chosen}: {error.args[0]}') from error
-
-
-def _split(argv: Sequence[str]) -> tuple[str, list[Override], list[str]]:
-  """Sorts arguments into the config file, the overrides and the rest."""
-  chosen = DEFAULT_CONFIG
-  overrides: list[Override] = []
-  rest: list[str] = []
-  pending = list(argv)
-  while pending:
-    arg = pending.pop(0)
-    match = _FLAG.fullmatch(arg)
-    if arg == '--' or not match:
-      rest.append(arg)
-      continue
-    negated, key, text = match.groups()
-    follows = bool(pending) and not pending[0].startswith('--')
-    if text is None and not negated and follows:
-      text = pending.pop(0)
-    if key is not None:
-      overrides.append((key, 'false' if negated and text is None else text))
-    elif text and not negated:
-      chosen = text
-    else:
-      raise UserError(
-        f"{arg} needs a value, such as '--config={DEFAULT_CONFIG}'."
-      )
-  return chosen, overrides, rest
-
-
-def _convert(key: str, text: str | None, default: Any) -> Any:
-  """The value of `text`, with the type of `default`."""
-  if isinstance(default, bool) and text is None:
-    return True
-  if text is None:
-    raise UserError(f'--config.{key} needs a value, such as {default!r}.')
-  if not isinstance(default, tuple):
-    return _scalar(key, text, type(default), text)
-  items = [item.strip().strip('\'"') for item in text.strip('([ ])').split(',')]
-  kind = type(default[0])
-  return tuple(_scalar(key, item, kind, text) for item in items if item)
-
-
-def _scalar(key: str, text: str, kind: type, whole: str) -> Any:
-  if kind is str:
-    return text
-  try:
-    if kind is bool:
-      return {x: x in _TRUE for x in _TRUE + _FALSE}[text.lower()]
-    if kind is int and not text.strip('+-').isdigit():
-      number = float(text)
-      if number.is_integer():
-        return int(number)
-      raise ValueError(text)
-    return kind(text)
-  except (ValueError, KeyError) as error:
+    unknown, *valid = error.args
     raise UserError(
-      f"--config.{key}='{whole}' has the wrong type: expected {_TYPES[kind]}."
+      f"--config={chosen}: unknown preset '{unknown}'; did you mean "
+      f"'{nearest(unknown, valid)}'? Presets: {', '.join(valid)}"
     ) from error
 
 
-def _unknown_key(key: str, config: Any, known: Any) -> UserError:
-  inside = [name for name in known if name.startswith(f'{key}.')]
+def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+  """Changes and locks `config`; returns the arguments that are not for it."""
+  defaults = flatten(config)
+  args: list[str] = []
+  for arg in argv:
+    # absl reads no separate value for a boolean, as in `--config.KEY false`.
+    if args and _OVERRIDE.fullmatch(args[-1]) and not arg.startswith('-'):
+      args[-1] += f'={arg}'
+    else:
+      args.append(arg)
+  for arg in args:
+    match = _OVERRIDE.match(arg)
+    if match and match[1] not in defaults:
+      raise _unknown_key(match[1], defaults)
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  config_flags.DEFINE_config_dict(
+    'config', config, flag_values=values, sys_argv=args
+  )
+  _, *rest = values(['', *args], known_only=True)
+  changed = config_flags.get_override_values(values['config'])
+  for key, value in changed.items():
+    if isinstance(value, tuple) and value:
+      parser = _PARSERS[type(defaults[key][0])]
+      try:
+        items = tuple(map(parser.parse, value))
+      except ValueError as error:
+        text = ','.join(value)
+        raise ValueError(f"--config.{key}='{text}': {error}") from error
+      config.update_from_flattened_dict({key: items})
+  return rest
+
+
+def _as_user_error(error: Exception) -> UserError:
+  text = str(error).removeprefix('flag ')
+  flag = text.removeprefix('Missing value for flag ')
+  return UserError(text if flag == text else f'{flag} needs a value.')
+
+
+def _unknown_key(key: str, defaults: dict[str, Any]) -> UserError:
+  inside = [name for name in defaults if name.startswith(f'{key}.')]
   if inside:
     return UserError(
       f'--config.{key} is a group of keys; set one of them, such as '
       f'--config.{inside[0]}. Keys: {", ".join(inside)}'
     )
-  near = validate.nearest(key, known)
+  near = nearest(key, defaults)
   return UserError(
     f'unknown key --config.{key}; did you mean --config.{near}? '
-    f'(its value here: {validate.get(config, near)!r})'
+    f'(its value here: {defaults[near]!r})'
   )
 
 
 def _unknown_flag(name: str, config: Any) -> UserError:
-  keys = [f'config.{key}' for key, _ in validate.flatten(config)]
-  near = validate.nearest(name, ['logdir', 'config', *flags.FLAGS, *keys])
+  keys = [f'config.{key}' for key in flatten(config)]
+  near = nearest(name, ['logdir', 'config', *flags.FLAGS, *keys])
   return UserError(f'unknown option --{name}; did you mean --{near}?')
 
 
 def _print_help(config: Any) -> NoReturn:
   print((sys.modules['__main__'].__doc__ or '').strip())
   print('\nKeys, with their values in the chosen configuration:')
-  for key, value in validate.flatten(config):
+  for key, value in flatten(config).items():
     print(f'  --config.{key}={value}')
   sys.exit(0)

@@ -1,4 +1,4 @@
-"""Which devices JAX looks for, and which memory a CPU computes in."""
+"""Chooses JAX's platform, its number format, and the memory pages of a CPU."""
 
 import glob
 import importlib.metadata
@@ -13,24 +13,30 @@ _DEVICES = ('accel*', 'vfio/*', 'nvidia*', 'kfd', 'dri/*', 'dxg')
 
 
 def choose() -> None:
-  """On Linux without any accelerator, tells JAX to take the CPU.
+  """Selects the CPU on Linux machines that have no accelerator.
 
-  It would find that out by itself, but libtpu, where it is installed, prints
-  a page of errors meanwhile. To be called before JAX is imported; whoever has
-  set JAX_PLATFORMS has chosen.
+  JAX would select it as well, but an installed libtpu prints a page of errors
+  first. Call this before JAX is imported. JAX_PLATFORMS takes precedence.
   """
   if sys.platform == 'linux' and not _may_have_accelerator():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
-def use_huge_pages() -> None:
-  """Starts this process anew, with memory that comes in pages of 2 MiB.
+def compute_dtype(name: str, platform: str) -> str:
+  """Returns the dtype of layers: `dtype.compute`, with 'auto' resolved."""
+  if name != 'auto':
+    return name
+  return 'float32' if platform == 'cpu' else 'bfloat16'
 
-  On the CPU every update allocates its temporary arrays afresh. In pages of
-  4 KiB the kernel spends a quarter of the time handing them out. The C library
-  reads this setting at the start of a process only. Children do without, as
-  environments would take more memory. Nothing happens where an accelerator
-  computes, and where the kernel does not have such pages.
+
+def use_huge_pages() -> None:
+  """Restarts this process with memory pages of 2 MiB, if it runs on the CPU.
+
+  Every update on the CPU allocates new temporary arrays. With pages of 4 KiB,
+  a quarter of the time goes to page faults. The C library reads the setting
+  only when a process starts, so the process executes itself again. Children
+  do not inherit the setting: it would increase the memory of environments.
+  Does nothing on an accelerator or without kernel support.
   """
   tunables = os.environ.get(_TUNABLES, '')
   if _HUGE in tunables:
@@ -45,7 +51,7 @@ def use_huge_pages() -> None:
 
 
 def has_tpu() -> bool:
-  """Whether this is a TPU VM."""
+  """Returns whether this machine is a TPU VM."""
   vendors = pathlib.Path('/sys/bus/pci/devices').glob('*/vendor')
   return any(path.read_text().strip() == _GOOGLE for path in vendors)
 

@@ -1,22 +1,23 @@
-"""Finds the values of a configuration that no run could use.
+"""Validates a configuration before JAX is imported.
 
-Plain Python, so that a mistake is answered at once, before JAX is imported.
-What depends on the devices or on the environment is checked where they are.
+Facts that depend on the devices or on the environment are checked where those
+are known.
 """
 
-import difflib
+import fnmatch
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from math import inf
 from typing import Any
 
-from dreamer_tpu.errors import UserError
+from dreamer_tpu import image_size
+from dreamer_tpu.config import flatten
+from dreamer_tpu.errors import UserError, nearest
 
-SCRIPTS = ('train', 'train_eval', 'eval_only', 'parallel')
-
-CHOICES = {
-  'script': SCRIPTS,
+CHOICES: dict[str, tuple[Any, ...]] = {
+  'script': ('train', 'train_eval', 'eval_only', 'parallel'),
   'policy.device': ('shared', 'reserved', 'cpu'),
   'policy.mode': ('mode', 'sample', 'random'),
   'policy.eval_mode': ('mode', 'sample', 'random'),
@@ -24,119 +25,77 @@ CHOICES = {
   'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
+  'metrics.outputs': ('log', 'jsonl', 'tensorboard', 'wandb'),
   'env.stepping': ('auto', 'workers', 'serial'),
   'env.atari.actions': ('all', 'needed'),
+  'env.atari.pool': (1, 2),
 }
 
-OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
-
-# The smallest valid value of a number.
-MINIMUM: dict[str, float] = {
-  'seed': 0,
-  'batch_size': 1,
-  'batch_length': 2,
-  'report_length': 2,
-  'consec_train': 1,
-  'consec_report': 1,
-  'replay_context': 1,
-  'run.steps': 0,
-  'run.updates': 0,
-  'run.train_ratio': 0,
-  'run.envs': 1,
-  'run.eval_envs': 1,
-  'run.eval_eps': 1,
-  'run.report_batches': 1,
-  'distributed.timeout': 1,
-  'distributed.silence': 3,
-  'distributed.env_timeout': 1,
-  'replay.size': 1,
-  'replay.chunksize': 1,
-  'replay.prio.exponent': 0,
-  'replay.prio.initial': 0,
-  'replay.recexp': 0,
-  'policy.publish_every': 1,
-  'agent.rssm.deter': 1,
-  'agent.rssm.hidden': 1,
-  'agent.rssm.stoch': 1,
-  'agent.rssm.classes': 2,
-  'agent.rssm.blocks': 1,
-  'agent.rssm.dyn_layers': 1,
-  'agent.rssm.prior_layers': 0,
-  'agent.rssm.post_layers': 1,
-  'agent.rssm.free_nats': 0,
-  'agent.encoder.depth': 1,
-  'agent.encoder.kernel': 1,
-  'agent.encoder.units': 1,
-  'agent.encoder.layers': 1,
-  'agent.decoder.depth': 1,
-  'agent.decoder.kernel': 1,
-  'agent.decoder.units': 1,
-  'agent.decoder.layers': 1,
-  'agent.decoder.blocks': 1,
-  'agent.reward.units': 1,
-  'agent.reward.layers': 0,
-  'agent.cont.units': 1,
-  'agent.cont.layers': 0,
-  'agent.policy.units': 1,
-  'agent.policy.layers': 0,
-  'agent.policy.minstd': 0,
-  'agent.value.units': 1,
-  'agent.value.layers': 0,
-  'agent.imag_length': 1,
-  'agent.horizon': 1,
-  'agent.retnorm.limit': 0,
-  'agent.retnorm.low': 0,
-  'agent.opt.lr': 0,
-  'agent.opt.agc': 0,
-  'agent.opt.eps': 0,
-  'agent.opt.warmup': 0,
-  'agent.opt.weight_decay': 0,
-  'checkpoint.keep': 1,
-  'checkpoint.keep_every': 0,
-  'checkpoint.keep_best': 0,
-  'checkpoint.timeout': 1,
-  'env.atari.repeat': 1,
-  'env.atari.noops': 0,
-  'env.atari.pool': 1,
-  'env.atari.length': 0,
-  'env.dmc.repeat': 1,
-  'env.dmc.camera': -1,
-  'env.crafter.length': 0,
-  'env.gym.repeat': 1,
-  'env.gym.length': 0,
+# Minimum and maximum by key; `*` stands for any part of it. The first pattern
+# that matches a key counts.
+RANGES: dict[str, tuple[float, float]] = {
+  'seed': (0, inf),
+  'batch_size': (1, inf),
+  'batch_length': (2, inf),
+  'report_length': (2, inf),
+  'consec_*': (1, inf),
+  'replay_context': (1, inf),
+  'run.steps': (0, inf),
+  'run.updates': (0, inf),
+  'run.train_ratio': (0, inf),
+  'run.*envs': (1, inf),
+  'run.eval_eps': (1, inf),
+  'run.report_batches': (1, inf),
+  'distributed.silence': (3, inf),
+  'distributed.*timeout': (1, inf),
+  'replay.*size': (1, inf),
+  'replay.fracs.*': (0, 1),
+  'replay.prio.maxfrac': (0, 1),
+  'replay.prio.*': (0, inf),
+  'replay.recexp': (0, inf),
+  'policy.publish_every': (1, inf),
+  'agent.*.unimix': (0, 1),
+  'agent.*.rate': (0, 1),
+  'agent.lam': (0, 1),
+  'agent.imag_length': (1, inf),
+  'agent.horizon': (1, inf),
+  'agent.rssm.classes': (2, inf),
+  'agent.rssm.prior_layers': (0, inf),
+  'agent.rssm.free_nats': (0, inf),
+  'agent.rssm.*': (1, inf),
+  'agent.encoder.*': (1, inf),
+  'agent.decoder.*': (1, inf),
+  'agent.*.units': (1, inf),
+  'agent.*.layers': (0, inf),
+  'agent.policy.minstd': (0, inf),
+  'agent.retnorm.limit': (0, inf),
+  'agent.retnorm.*': (0, 100),
+  'agent.opt.beta2': (0, 1),
+  'agent.opt.momentum': (0, 1),
+  'agent.opt.*': (0, inf),
+  'checkpoint.keep': (1, inf),
+  'checkpoint.timeout': (1, inf),
+  'checkpoint.keep_*': (0, inf),
+  'env.atari.sticky': (0, 1),
+  'env.atari.noops': (0, inf),
+  'env.dmc.camera': (-1, inf),
+  'env.*.repeat': (1, inf),
+  'env.*.length': (0, inf),
 }
-
-# Probabilities and rates.
-FRACTIONS = (
-  'agent.rssm.unimix',
-  'agent.policy.unimix',
-  'agent.slow_value.rate',
-  'agent.lam',
-  'agent.retnorm.rate',
-  'agent.opt.beta2',
-  'agent.opt.momentum',
-  'env.atari.sticky',
-  'replay.fracs.uniform',
-  'replay.fracs.priority',
-  'replay.fracs.recency',
-  'replay.prio.maxfrac',
-)
 
 
 def validate(config: Any) -> None:
   """Checks a merged configuration.
 
   Args:
-    config: a configuration with every key of `configs.base`.
+    config: A configuration with every key of `configs.base`.
 
   Raises:
-    UserError: for the first mistake; names the key, its value and the way out.
+    UserError: At the first mistake; names the key, its value and the way out.
   """
-  _numbers(config)
+  _ranges(config)
   for key, choices in CHOICES.items():
-    check_choice(key, get(config, key), choices)
-  for name in config.metrics.outputs:
-    check_choice('metrics.outputs', name, OUTPUTS)
+    _choice(key, get(config, key), choices)
   _suite(config)
   _mesh(config.mesh)
   _agent(config.agent)
@@ -157,63 +116,46 @@ def validate(config: Any) -> None:
 
 
 def get(config: Any, key: str) -> Any:
-  """The value of a dotted key, such as 'run.steps'."""
+  """Returns the value of a dotted key, such as 'run.steps'."""
   return functools.reduce(getattr, key.split('.'), config)
 
 
-def flatten(config: Mapping, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields (dotted key, value) for everything that is not a group."""
-  for key, value in config.items():
-    if hasattr(value, 'items'):
-      yield from flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
-
-
 def sequence_length(config: Any) -> int:
-  """Steps per sequence in the replay: enough to train and to report on."""
+  """Returns the steps per replay sequence: enough for training and reports."""
   trained = config.batch_length * config.consec_train
   reported = config.report_length * config.consec_report
   return config.replay_context + max(trained, reported)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-  """The known name most like `name`; of dotted ones the last part counts too.
-
-  Args:
-    name: what was written.
-    known: at least one name.
-  """
-
-  def similarity(other: str) -> float:
-    pairs = [(name, other), (name.split('.')[-1], other.split('.')[-1])]
-    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-  return max(known, key=similarity)
+def matching(key: str) -> str | None:
+  """Returns the pattern of `RANGES` that applies to `key`, if any."""
+  matches = (pattern for pattern in RANGES if fnmatch.fnmatch(key, pattern))
+  return next(matches, None)
 
 
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-  """Raises UserError unless `value` is one of `choices`."""
-  choices = sorted(choices)
-  if value not in choices:
-    near = f"; did you mean '{nearest(value, choices)}'?"
-    raise UserError(
-      f"{key}='{value}' is unknown{near if len(choices) > 1 else '.'} "
-      f'Choices: {", ".join(choices)}'
-    )
-
-
-def _numbers(config: Any) -> None:
-  for key, value in flatten(config):
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not finite and (key, value) != ('replay.prio.initial', math.inf):
+def _ranges(config: Any) -> None:
+  for key, value in flatten(config).items():
+    if not isinstance(value, (int, float)):
+      continue
+    # This one is infinite by default: new sequences are sampled first.
+    unbounded = (key, value) == ('replay.prio.initial', inf)
+    if not math.isfinite(value) and not unbounded:
       raise UserError(f'{key}={value} must be a finite number.')
-  for key, least in MINIMUM.items():
-    if get(config, key) < least:
-      raise UserError(f'{key}={get(config, key)} must be at least {least}.')
-  for key in FRACTIONS:
-    if not 0 <= get(config, key) <= 1:
-      raise UserError(f'{key}={get(config, key)} must be from 0 to 1.')
+    low, high = RANGES.get(matching(key) or '', (-inf, inf))
+    if not low <= value <= high:
+      bounds = f'at least {low}' if high == inf else f'from {low} to {high}'
+      raise UserError(f'{key}={value} must be {bounds}.')
+
+
+def _choice(key: str, value: Any, choices: Iterable[Any]) -> None:
+  for item in value if isinstance(value, tuple) else (value,):
+    if item not in choices:
+      names = sorted(map(str, choices))
+      near = f"; did you mean '{nearest(str(item), names)}'?"
+      raise UserError(
+        f"{key}='{item}' is unknown{near if len(names) > 1 else '.'} "
+        f'Choices: {", ".join(names)}'
+      )
 
 
 def _suite(config: Any) -> None:
@@ -222,12 +164,12 @@ def _suite(config: Any) -> None:
   if suite not in suites:
     near = nearest(suite, suites)
     raise UserError(
-      f"task='{config.task}' is of an unknown suite '{suite}'; did you mean "
+      f"task='{config.task}' names the unknown suite '{suite}'; did you mean "
       f"'{near}_{name}'? Suites: {', '.join(suites)}"
     )
   if not name:
     raise UserError(
-      f"task='{config.task}' names no task; write SUITE_TASK, such as "
+      f"task='{config.task}' has no task name; write SUITE_TASK, such as "
       "'atari_pong' or 'gym_CartPole-v1'."
     )
   group = config.env[suite]
@@ -237,19 +179,8 @@ def _suite(config: Any) -> None:
       'set one of them to True.'
     )
   if 'size' in group and group.get('image', True):
-    _image(f'env.{suite}.size', group.size, len(config.agent.encoder.mults))
-
-
-def _image(key: str, size: tuple[int, ...], stages: int) -> None:
-  factor = 2**stages
-  fitting = [min(max(round(x / factor), 3), 16) * factor for x in size]
-  if len(size) != 2 or list(size) != fitting:
-    near = tuple((fitting * 2)[:2]) or (4 * factor, 4 * factor)
-    raise UserError(
-      f'{key}={size} does not suit the encoder: height and width must be '
-      f'multiples of {factor} from {3 * factor} to {16 * factor}; the nearest '
-      f'is {near}.'
-    )
+    stages = len(config.agent.encoder.mults)
+    image_size.grid(f'env.{suite}.size={group.size}', group.size, stages)
 
 
 def _profile(updates: str) -> None:
@@ -265,12 +196,12 @@ def _mesh(mesh: Any) -> None:
   for key, size in sizes.items():
     if size < 1 and size != -1:
       raise UserError(
-        f'mesh.{key}={size} must be at least 1, or -1 for the devices that are '
-        'left.'
+        f'mesh.{key}={size} must be at least 1, or -1 for all remaining '
+        'devices.'
       )
   if list(sizes.values()).count(-1) > 1:
     raise UserError(
-      f'mesh={sizes}: only one axis can be -1, the devices that are left.'
+      f'mesh={sizes}: only one axis can be -1 (all remaining devices).'
     )
 
 
@@ -289,7 +220,7 @@ def _agent(agent: Any) -> None:
   if len(agent.encoder.mults) != len(agent.decoder.mults):
     raise UserError(
       f'agent.encoder.mults={agent.encoder.mults} and agent.decoder.mults='
-      f'{agent.decoder.mults} must have as many stages as each other.'
+      f'{agent.decoder.mults} must have the same number of stages.'
     )
   for head in ('reward', 'value'):
     bins = agent[head].bins
@@ -307,11 +238,6 @@ def _agent(agent: Any) -> None:
         f'agent.{low}={get(agent, low)} must be below '
         f'agent.{high}={get(agent, high)}.'
       )
-  if agent.retnorm.high > 100:
-    raise UserError(
-      f'agent.retnorm.high={agent.retnorm.high} is a percentile; it must be at '
-      'most 100.'
-    )
   opt = agent.opt
   if opt.schedule != 'constant' and opt.decay_steps <= opt.warmup:
     raise UserError(
@@ -321,16 +247,16 @@ def _agent(agent: Any) -> None:
 
 
 def _replay(config: Any) -> None:
-  """A first batch must fit, and training must be able to begin.
+  """Checks that the replay can hold what the first batch needs.
 
-  It begins once a batch's worth of sequence starts is there; the last steps of
-  every environment's stream start no sequence.
+  Training starts once the replay holds a batch of sequence starts. The last
+  steps of each environment's stream do not start a sequence.
   """
   fracs = dict(config.replay.fracs)
   if not math.isclose(sum(fracs.values()), 1):
     raise UserError(
-      f'replay.fracs={fracs} add up to {sum(fracs.values()):g}; they are shares '
-      'of the samples and must add up to 1.'
+      f'replay.fracs={fracs} add up to {sum(fracs.values()):g}; shares of the '
+      'samples must add up to 1.'
     )
   length = sequence_length(config)
   trained = config.batch_length * config.consec_train

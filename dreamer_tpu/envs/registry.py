@@ -12,7 +12,6 @@ asked for, or a function added with `register`:
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable
@@ -21,10 +20,9 @@ from typing import Any
 import gymnasium
 
 from dreamer_tpu.envs import vector, workers, wrappers
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.errors import UserError, nearest
 
 BUILTIN = ('atari', 'crafter', 'dmc', 'gym')
-STEPPING = ('auto', 'workers', 'serial')
 
 MakeEnv = Callable[[str, Any], gymnasium.Env]
 
@@ -85,10 +83,6 @@ def make_vector(
   if num_envs < 1:
     raise UserError(f'{num_envs} environments: at least one is needed')
   suite, name, config = _find(task, env_config)
-  if env_config.stepping not in STEPPING:
-    raise UserError(
-      f'env.stepping={env_config.stepping!r}: one of {", ".join(STEPPING)}'
-    )
   if suite.make_vector is not None:
     env = _readable(task, suite.make_vector, name, num_envs, config)
   else:
@@ -146,13 +140,6 @@ def _find(task: str, env_config: Any) -> tuple[Suite, str, Any]:
         f'{prefix}_{near}?'
       )
   return suite, name, config
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-  """The choice that resembles `name` the most."""
-  lower = {choice.lower(): choice for choice in choices}
-  match = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
-  return lower[match[0]]
 
 
 def _make_one(make: MakeEnv, task: str, name: str, config: Any):

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from dreamer_tpu.config import flatten
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl, video
 from dreamer_tpu.metrics.tensorboard import TensorBoard
 from dreamer_tpu.metrics.terminal import View
 from dreamer_tpu.metrics.wandb_run import WandbRun
 
-OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
 # Calls with videos that may wait for the background thread, which takes longer
 # to encode them than a small model to make them: they would pile up in memory.
 BACKLOG = 4
@@ -52,7 +51,7 @@ class Writers:
 
     Args:
       logdir: The directory, local or `gs://`; it is made where missing.
-      outputs: Names out of `OUTPUTS`.
+      outputs: The outputs to open, by the names above.
       config: The configuration as a mapping or a ConfigDict, if any.
       resume_step: Agent steps at which the run starts, 0 for a fresh one.
         What an earlier process wrote after them would make the curves step
@@ -60,10 +59,9 @@ class Writers:
       view: The terminal, where the run shows itself there already.
 
     Raises:
-      UserError: An output is unknown or lacks a package, or the directory
-        cannot be written.
+      UserError: An output lacks a package, or the directory cannot be
+        written.
     """
-    _check_outputs(outputs)
     self._logdir = epath.Path(logdir)
     self._files = 'jsonl' in outputs
     self._failed: list[concurrent.futures.Future[Any]] = []
@@ -186,7 +184,7 @@ class Writers:
     if 'tensorboard' in outputs:
       self._tensorboard = TensorBoard(self._logdir, self._submit, resume_step)
       if config is not None:
-        self._tensorboard.hparams(flatten(config))
+        self._tensorboard.hparams(hparams(config))
     self._wandb = None
     if 'wandb' in outputs:
       nested = config.to_dict() if hasattr(config, 'to_dict') else config
@@ -211,30 +209,9 @@ class Writers:
       first.result()
 
 
-def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
-  """Returns a nested configuration as {'agent.opt.lr': 4e-5, ...}.
-
-  Args:
-    config: A mapping or a ConfigDict. Values that are not a number, a truth
-      value or a string become strings.
-    prefix: Put before each name.
-  """
-  flat = {}
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      flat.update(flatten(value, f'{prefix}{name}.'))
-    elif isinstance(value, (bool, int, float, str)):
-      flat[prefix + name] = value
-    else:
-      flat[prefix + name] = str(value)
-  return flat
-
-
-def _check_outputs(outputs: Sequence[str]) -> None:
-  for name in outputs:
-    if name not in OUTPUTS:
-      near = difflib.get_close_matches(name, OUTPUTS, 1, 0.0)[0]
-      raise UserError(
-        f'metrics.outputs: unknown output {name!r}, did you mean {near!r}? '
-        f'Known: {", ".join(OUTPUTS)}'
-      )
+def hparams(config: Any) -> dict[str, Any]:
+  """Returns a nested configuration as flat numbers, booleans and strings."""
+  return {
+    key: value if isinstance(value, (bool, int, float, str)) else str(value)
+    for key, value in flatten(config).items()
+  }

@@ -16,7 +16,7 @@ from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.shard import LOCAL
-from dreamer_tpu.cli import logdirs, validate
+from dreamer_tpu.cli import logdirs, platform, validate
 from dreamer_tpu.envs import VectorEnv, make_vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.hosts.heartbeat import Heartbeat
@@ -322,10 +322,8 @@ def _agent_space(space: gymnasium.Space) -> Space:
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
   """Returns `dtype.compute`; 'auto' is bfloat16, but float32 on CPU."""
-  name = config.dtype.compute
-  if name == 'auto':
-    name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  return jnp.dtype(name)
+  backend = jax.default_backend()
+  return jnp.dtype(platform.compute_dtype(config.dtype.compute, backend))
 
 
 def make_agent(config: ConfigDict, env: VectorEnv) -> Agent:

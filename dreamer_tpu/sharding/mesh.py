@@ -91,8 +91,6 @@ def divisors(number: int) -> list[int]:
 def _resolve(config: Any, devices: int) -> list[int]:
   sizes = [config[axis] for axis in AXES]
   text = ', '.join(f'mesh.{axis}={config[axis]}' for axis in AXES)
-  if sizes.count(-1) > 1 or any(x < 1 and x != -1 for x in sizes):
-    raise UserError(f'{text}: sizes are positive, and one of them may be -1.')
   fixed = math.prod(x for x in sizes if x != -1)
   if -1 in sizes and devices % fixed == 0:
     sizes[sizes.index(-1)] = devices // fixed

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dreamer_tpu.cli import flags, logdirs, validate
+from dreamer_tpu.config import flatten
 from dreamer_tpu.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ ATARI = '--config=configs/atari.py'
 
 
 def config_of(*args):
-  config, rest = flags.take_config(args)
+  config, rest = flags.parse_config(args)
   assert rest == []
   return config
 
@@ -131,7 +132,7 @@ def test_config_files_of_users(tmp_path):
 
 def test_other_arguments_are_left_to_tools():
   args = ['--topology=v5e:4x4', ATARI, '--json', '--config.seed=1', 'x']
-  config, rest = flags.take_config(args)
+  config, rest = flags.parse_config(args)
   assert config.seed == 1
   assert rest == ['--topology=v5e:4x4', '--json', 'x']
 
@@ -185,6 +186,8 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
   [
     ('batch_size=0', ['batch_size=0', 'at least 1']),
     ('run.train_ratio=-1', ['run.train_ratio=-1', 'at least 0']),
+    ('run.train_ratio=inf', ['run.train_ratio=inf', 'finite']),
+    ('run.train_ratio=nan', ['run.train_ratio=nan', 'finite']),
     ('run.log_every=nan', ['run.log_every=nan', 'finite']),
     ('replay.prio.initial=nan', ['replay.prio.initial=nan', 'finite']),
     ('replay.fracs.priority=0.5', ["'priority': 0.5", 'add up to 1.5']),
@@ -199,6 +202,9 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('task=atari', ["'atari'", 'atari_pong']),
     ('dtype.compute=float16', ["'float16'", 'bfloat16']),
     ('metrics.outputs=log,json', ["'json'", "'jsonl'"]),
+    ('env.stepping=threads', ["'threads'", 'auto, serial, workers']),
+    ('env.atari.actions=some', ["'some'", 'all, needed']),
+    ('env.atari.pool=3', ['env.atari.pool', "'3'", '1, 2']),
     ('env.atari.size=90,96', ['(90, 96)', '(96, 96)', '16']),
     ('env.atari.size=32,32', ['(32, 32)', '(48, 48)']),
     ('env.atari.size=64', ['(64,)', '(64, 64)']),
@@ -209,7 +215,9 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('run.profile=100', ["'100'", "'100:120'"]),
     ('run.profile=7:7', ["'7:7'", "'100:120'"]),
     ('mesh.model=0', ['mesh.model=0', '-1']),
+    ('mesh.data=-2', ['mesh.data=-2', 'at least 1']),
     ('mesh.model=-1', ['only one']),
+    ('agent.retnorm.high=101', ['agent.retnorm.high=101', '100']),
     ('run.from_checkpoint_regex=(', ["'('", 'regular expression']),
   ],
 )
@@ -238,9 +246,14 @@ def test_dmc_needs_an_observation():
 
 
 def test_every_checked_key_exists():
-  known = dict(validate.flatten(config_of()))
-  checked = {*validate.MINIMUM, *validate.FRACTIONS, *validate.CHOICES}
-  assert checked <= known.keys()
+  defaults = flatten(config_of())
+  assert validate.CHOICES.keys() <= defaults.keys()
+  numbers = {
+    key
+    for key, value in defaults.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+  }
+  assert set(validate.RANGES) == {*map(validate.matching, numbers)} - {None}
 
 
 def test_timestamp():
@@ -272,9 +285,9 @@ def test_saved_configuration_is_complete(tmp_path):
   saved = json.loads((tmp_path / 'config.json').read_text())
   listed = {
     key: list(value) if isinstance(value, tuple) else value
-    for key, value in validate.flatten(config)
+    for key, value in flatten(config).items()
   }
-  assert dict(validate.flatten(saved)) == listed
+  assert flatten(saved) == listed
 
 
 def test_logdir_that_cannot_be_written(tmp_path):

@@ -230,9 +230,6 @@ def test_dmc_pixels():
     env.step(action[0])
   direct = env.physics.render(48, 64, 0)
   assert np.abs(ours['image'][-1, 0].astype(int) - direct).max() <= 2
-  env_config = config(dmc__proprio=False)
-  with pytest.raises(UserError, match='one of image and proprio'):
-    dreamer_tpu.envs.spaces('dmc_cartpole_swingup', env_config)
 
 
 def test_no_rendering_unless_an_image_is_asked_for():

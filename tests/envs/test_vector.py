@@ -150,9 +150,7 @@ def test_wrong_actions():
   env.close()
 
 
-def test_stepping_option():
-  with pytest.raises(UserError, match='auto, workers, serial'):
-    make('end5', stepping='threads')
+def test_at_least_one_environment():
   with pytest.raises(UserError, match='at least one'):
     make('end5', num_envs=0)
 

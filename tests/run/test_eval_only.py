@@ -32,7 +32,7 @@ UNTRAINED = (
 
 
 def config_of(*args):
-  config, _ = flags.take_config([*SMALL, *args])
+  config, _ = flags.parse_config([*SMALL, *args])
   return config
 
 

@@ -6,7 +6,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dreamer_tpu.errors import UserError
 from dreamer_tpu.run.ratio import Ratio
 
 
@@ -57,11 +56,8 @@ def test_state_survives_json_and_goes_on():
     assert one(steps) == two(steps)
 
 
-def test_bad_values():
-  for ratio in (-1, float('nan'), float('inf')):
-    with pytest.raises(UserError, match=r'run\.train_ratio'):
-      Ratio(ratio, 64)
+def test_steps_never_decrease():
   limiter = Ratio(1, 1)
   limiter(10)
-  with pytest.raises(ValueError, match='9 env steps after 10'):
+  with pytest.raises(ValueError, match='decreased from 10 to 9'):
     limiter(9)

@@ -62,13 +62,6 @@ def test_uneven_sizes(asked):
   assert '[1, 2, 4, 8]' in text
 
 
-@pytest.mark.parametrize(
-  'asked', [sizes(fsdp=-1), sizes(data=0), sizes(data=-2)]
-)
-def test_sizes_without_meaning(asked):
-  assert 'positive' in message(mesh_lib.make, asked)
-
-
 def test_batch_that_does_not_divide():
   mesh = mesh_lib.make(sizes(data=4, fsdp=2))
   mesh_lib.check_batch(mesh, 16)

@@ -14,7 +14,6 @@ from gymnasium.spaces import Dict
 
 from dreamer_tpu.envs import registry
 from dreamer_tpu.envs.conversion import discrete_space, image_space
-from dreamer_tpu.errors import UserError
 
 
 def make_vector(name: str, num_envs: int, config: Any) -> 'Images':
@@ -30,10 +29,6 @@ def make_vector(name: str, num_envs: int, config: Any) -> 'Images':
   """
   from ale_py.vector_env import AtariVectorEnv
 
-  if config.actions not in ('all', 'needed'):
-    raise UserError(f'env.atari.actions={config.actions!r}: all or needed')
-  if config.pool not in (1, 2):
-    raise UserError(f'env.atari.pool={config.pool!r}: 1 or 2 frames')
   env = AtariVectorEnv(
     name,
     num_envs,

@@ -32,8 +32,6 @@ class ControlSuite(gymnasium.Env):
       config: repeat; image and proprio (what is observed); size (height,
         width) and camera of the image (-1: 0, for quadruped 2).
     """
-    if not (config.image or config.proprio):
-      raise UserError('env.dmc: one of image and proprio has to be True')
     suite = _suite(config.image)
     self._domain, self._task = split(name)
     self._config = config

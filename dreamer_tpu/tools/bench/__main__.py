@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--json', action='store_true', help='for machines')
   logging.set_verbosity(logging.ERROR)
   try:
-    config, rest = flags.take_config(sys.argv[1:] if argv is None else argv)
+    config, rest = flags.parse_config(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(rest)
     if args.repeat < 1:
       raise UserError(f'--repeat={args.repeat}: it takes at least one.')

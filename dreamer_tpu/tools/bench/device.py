@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer_tpu.agent import Agent, Space
+from dreamer_tpu.cli import platform
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.learner.learner import Learner
@@ -59,11 +60,10 @@ def make_agent(config: Any) -> Agent:
   obs, act = SPACES[suite]
   if suite == 'dmc' and config.env.dmc.image:
     obs = _IMAGE(*config.env.dmc.size, 3)
-  name = config.dtype.compute
-  if name == 'auto':
-    name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  backend = jax.default_backend()
+  dtype = jnp.dtype(platform.compute_dtype(config.dtype.compute, backend))
   return Agent(
-    obs, act, config.agent, dtype=jnp.dtype(name), context=config.replay_context
+    obs, act, config.agent, dtype=dtype, context=config.replay_context
   )
 
 

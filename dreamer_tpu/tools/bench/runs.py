@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dreamer_tpu.cli import validate
+from dreamer_tpu.config import flatten
 from dreamer_tpu.errors import UserError
 
 Row = dict[str, Any]
@@ -134,7 +134,7 @@ def _start(
   config: Any, logdir: pathlib.Path, env: Mapping[str, str]
 ) -> subprocess.Popen:
   """main.py with this configuration, which logs to a file alone."""
-  options = dict(validate.flatten(config))
+  options = flatten(config)
   options['metrics.outputs'] = ('jsonl',)
   name = config.task.partition('_')[0]
   suites = {'dmc': 'dmc_vision' if config.env.dmc.image else 'dmc_proprio'}

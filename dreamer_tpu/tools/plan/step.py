@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dreamer_tpu import envs
 from dreamer_tpu.agent import Agent
+from dreamer_tpu.cli import platform
 from dreamer_tpu.learner.steps import Steps, step_spec
 from dreamer_tpu.metrics import flops
 from dreamer_tpu.run import setup
@@ -75,12 +76,11 @@ def make_agent(config: ConfigDict) -> Agent:
     UserError: As `envs.spaces`, of an unknown task or missing package.
   """
   obs_space, act_space = envs.spaces(config.task, config.env)
-  name = config.dtype.compute
   return Agent(
     setup.agent_spaces(obs_space),
     setup.agent_spaces(act_space),
     config.agent,
-    dtype=jnp.dtype('bfloat16' if name == 'auto' else name),
+    dtype=jnp.dtype(platform.compute_dtype(config.dtype.compute, 'tpu')),
     context=config.replay_context,
   )
 

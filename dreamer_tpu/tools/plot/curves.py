@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import difflib
 import functools
 import gzip
 import io
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.errors import UserError, nearest
 from dreamer_tpu.metrics import jsonl
 
 _HERE = pathlib.Path(__file__).parent
@@ -178,7 +177,7 @@ def find_published(choice: str, run: Run) -> Published | None:
       return published()[key]
   names = sorted({task for _, task in published()})
   names += [f'{benchmark}/{task}' for benchmark, task in published()]
-  near = difflib.get_close_matches(choice, names, 1, 0.0)[0]
+  near = nearest(choice, names)
   raise UserError(
     f'--published={choice}: no published scores of that name, did you mean '
     f'{near!r}?'
