@@ -1,1 +1,1 @@
-"""Acting in environments, and what became of their episodes."""
+"""The actor loop and episode statistics."""

@@ -1,28 +1,28 @@
-"""The actor loop: look, act, store."""
+"""The actor loop: observe, act, store."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from dreamer_tpu.actor.episodes import LOG, EpisodeStats
+from dreamer_tpu.actor.episodes import EpisodeStats
 from dreamer_tpu.envs import VectorEnv
+from dreamer_tpu.envs.conversion import LOG
 
 Arrays = dict[str, np.ndarray]
-Policy = Callable[[Mapping[str, np.ndarray]], tuple[Arrays, Arrays]]
+# Maps observations [N, ...] to actions and latents [N, ...].
+PolicyFn = Callable[[Mapping[str, np.ndarray]], tuple[Arrays, Arrays]]
 
 
 class Actor:
   """Steps N environments with a policy.
 
-  The first step resets the environments.
-
   Args:
-    env: N environments.
-    policy: Maps observations [N, ...] to actions and latents [N, ...].
+    env: N environments. The first step resets them.
+    policy: Maps observations to actions and latents.
   """
 
-  def __init__(self, env: VectorEnv, policy: Policy):
+  def __init__(self, env: VectorEnv, policy: PolicyFn):
     self._env = env
     self._policy = policy
     self._episodes = EpisodeStats(env.num_envs)
@@ -32,17 +32,27 @@ class Actor:
     """Steps every environment once.
 
     Args:
-      store: Receives the transition: observations, the actions taken on them
-        and the latents of the policy, for example `Replay.add`.
+      store: Receives the transition, for example `Replay.add`.
 
     Returns:
-      The episodes that ended in this step, as `EpisodeStats.update` does.
+      The episodes that ended in this step, see `EpisodeStats.update`.
     """
     if self._obs is None:
       self._obs = self._env.reset()
       self._episodes.update(self._obs)
     action, latents = self._policy(self._obs)
-    seen = {k: v for k, v in self._obs.items() if not k.startswith(LOG)}
-    store({**seen, **action, **latents})
+    store(transition(self._obs, action, latents))
     self._obs = self._env.step(action)
     return self._episodes.update(self._obs)
+
+
+def transition(obs: Arrays, action: Arrays, latents: Arrays) -> Arrays:
+  """Returns one step of experience: observation, action and latents.
+
+  Args:
+    obs: Observations; `log/...` keys are dropped.
+    action: The actions taken on them.
+    latents: The latents of the policy after these observations.
+  """
+  seen = {k: v for k, v in obs.items() if not k.startswith(LOG)}
+  return {**seen, **action, **latents}

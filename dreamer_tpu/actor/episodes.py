@@ -1,46 +1,46 @@
-"""Scores and lengths of episodes, and statistics of what they logged."""
+"""Scores and lengths of episodes, and statistics of their log keys."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-LOG = 'log/'
+from dreamer_tpu.envs.conversion import LOG
 
 
 class Averages:
-  """Means of the statistics of episodes, by name."""
+  """Running means of episode statistics, by name."""
 
   def __init__(self) -> None:
     self._totals: dict[str, list[float]] = {}  # Name: [sum, count].
 
   def add(self, stats: Mapping[str, float]) -> None:
-    """Takes the 'stats' of an episode."""
+    """Adds the 'stats' of one episode."""
     for name, value in stats.items():
       total = self._totals.setdefault(name, [0.0, 0])
       total[0] += value
       total[1] += 1
 
   def result(self) -> dict[str, float]:
-    """Means over the episodes added since the last call."""
+    """Returns the means since the last call, and starts over."""
     totals, self._totals = self._totals, {}
     return {name: total / count for name, (total, count) in totals.items()}
 
   def state(self) -> dict[str, list[float]]:
-    """What `load` restores: JSON types only."""
+    """Returns the state as JSON types, for `load`."""
     return {name: list(total) for name, total in self._totals.items()}
 
   def load(self, state: Mapping[str, list[float]]) -> None:
-    """Goes on from what `state` returned."""
+    """Restores what `state` returned."""
     self._totals = {name: list(total) for name, total in state.items()}
 
 
 class EpisodeStats:
-  """Follows the episodes of N environments.
+  """Accumulates scores, lengths and logs over the episodes of N environments.
 
-  An episode's score is the sum of its rewards, its length the number of
-  actions in it. Of each scalar observation 'log/NAME' the average, maximum
-  and sum over the steps of an episode are kept; NaN is left out.
+  The score is the sum of rewards and the length is the number of actions. For
+  each scalar observation 'log/NAME' the mean, maximum and sum over the episode
+  are kept; NaN is skipped.
   """
 
   def __init__(self, num_envs: int):
@@ -50,16 +50,16 @@ class EpisodeStats:
     self._logs: dict[str, dict[str, np.ndarray]] = {}
 
   def update(self, obs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Takes one vector step.
+    """Adds one vector step.
 
     Args:
-      obs: what the environments returned: 'reward' float32 [N], 'is_first' and
-        'is_last' bool [N], 'log/NAME' [N] (others are left alone).
+      obs: Output of `VectorEnv.step`: 'reward' float32 [N], 'is_first' and
+        'is_last' bool [N], 'log/NAME' float32 [N]. Other keys are ignored.
 
     Returns:
-      One dict per episode that ended in this step, by environment: 'env' (its
-      index), 'score' (float), 'length' (int), and 'stats', a float for each of
-      'episode/score', 'episode/length' and 'epstats/NAME/{avg,max,sum}'.
+      One dict for each episode that ended in this step, by environment: 'env'
+      (index), 'score' (float), 'length' (int), and 'stats', a dict of floats
+      with 'episode/score', 'episode/length' and 'epstats/NAME/{avg,max,sum}'.
     """
     first, last = obs['is_first'], obs['is_last']
     self._score = np.where(first, 0.0, self._score) + obs['reward']
@@ -86,8 +86,7 @@ class EpisodeStats:
         'max': np.full(self._num_envs, -np.inf),
         'count': np.zeros(self._num_envs, np.int64),
       }
-    log, known = self._logs[name], ~np.isnan(value)
-    log['sum'] = np.where(first, 0.0, log['sum']) + np.where(known, value, 0.0)
-    highest = np.where(first, -np.inf, log['max'])
-    log['max'] = np.fmax(highest, value)
-    log['count'] = np.where(first, 0, log['count']) + known
+    log, valid = self._logs[name], ~np.isnan(value)
+    log['sum'] = np.where(first, 0.0, log['sum']) + np.where(valid, value, 0.0)
+    log['max'] = np.fmax(np.where(first, -np.inf, log['max']), value)
+    log['count'] = np.where(first, 0, log['count']) + valid

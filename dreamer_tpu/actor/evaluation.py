@@ -1,4 +1,4 @@
-"""Whole episodes with a fixed policy, counted without a bias."""
+"""Unbiased evaluation of a fixed policy over whole episodes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,24 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from dreamer_tpu.actor.actor import Arrays, Policy
-from dreamer_tpu.actor.episodes import LOG, Averages, EpisodeStats
+from dreamer_tpu.actor.actor import Arrays, PolicyFn, transition
+from dreamer_tpu.actor.episodes import Averages, EpisodeStats
 from dreamer_tpu.envs import VectorEnv
 
-# Frames of a video; episodes may be much longer.
-_FRAMES = 1000
+_MAX_FRAMES = 1000  # Of a video; episodes may be longer.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What `evaluate` has seen.
+  """Result of `evaluate`.
 
   Attributes:
-    episodes: As `EpisodeStats.update` returns them; by environment, in the
-      order of time.
-    videos: The first episode of the recorded environments as 'KEY/ENV' uint8
+    episodes: Episodes as `EpisodeStats.update` returns them, ordered by
+      environment and then by time.
+    videos: First episode of the recorded environments as 'KEY/ENV' uint8
       [T, H, W, C], at most 1,000 steps.
-    complete: False if `stop` has ended it early.
+    complete: False if `stop` ended it early.
   """
 
   episodes: list[dict[str, Any]]
@@ -31,13 +30,13 @@ class Evaluation:
   complete: bool
 
   def metrics(self) -> dict[str, float]:
-    """As `summarize` returns them."""
+    """Returns `summarize` of the episodes."""
     return summarize(self.episodes)
 
 
 def evaluate(
   env: VectorEnv,
-  policy: Policy,
+  policy: PolicyFn,
   episodes: int,
   *,
   store: Callable[[Arrays], None] = lambda transition: None,
@@ -45,22 +44,20 @@ def evaluate(
   stop: Callable[[], bool] = lambda: False,
   record: int = 0,
 ) -> Evaluation:
-  """Plays a number of episodes to their end.
+  """Resets the environments and plays a number of episodes to their end.
 
-  Every environment plays its share, decided beforehand: these are the first
-  episodes that start, not the first that end, among which short ones would be
-  too many. The environments are reset first.
+  The number of episodes per environment is fixed in advance. Counting the
+  first episodes to end instead would favor short ones.
 
   Args:
     env: N environments.
-    policy: From observations [N, ...] to actions and latents [N, ...].
-    episodes: How many; environment i plays one more than the others if they
-      do not divide by N and it is one of the first.
-    store: Takes every transition, with those of environments that have done
-      their share.
-    finished: Takes every episode that counts, when it ends.
-    stop: Asked before each step whether to give up.
-    record: Number of environments of whose first episode videos are made.
+    policy: Maps observations to actions and latents.
+    episodes: Number of episodes. If N does not divide it, the first
+      environments play one more than the others.
+    store: Receives every transition, also of environments that are done.
+    finished: Receives every counted episode when it ends.
+    stop: Returns True to end the evaluation early; called before each step.
+    record: Number of environments to record a video of.
   """
   share = np.full(env.num_envs, episodes // env.num_envs)
   share[: episodes % env.num_envs] += 1
@@ -77,9 +74,8 @@ def evaluate(
     if stop():
       break
     action, latents = policy(obs)
-    seen = {k: v for k, v in obs.items() if not k.startswith(LOG)}
-    store({**seen, **action, **latents})
-    # Only now: the last steps, too, belong to what is stored.
+    store(transition(obs, action, latents))
+    # Checked after storing, so that the last steps are stored as well.
     if not share.any():
       break
     obs = env.step(action)
@@ -91,11 +87,11 @@ def evaluate(
 
 
 def summarize(episodes: list[dict[str, Any]]) -> dict[str, float]:
-  """Statistics of episodes, of one evaluation or of several hosts'.
+  """Returns statistics of the episodes of one or several hosts.
 
   Returns:
     The means of their 'stats', 'episode/count', 'episode/score_median' and,
-    from two episodes on, the standard error of the mean score as
+    for two or more episodes, the standard error of the mean score as
     'episode/score_sem'.
   """
   averages = Averages()
@@ -112,23 +108,23 @@ def summarize(episodes: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class _Recorder:
-  """Keeps the images of the first episode of the first environments."""
+  """Collects the images of the first episode of the first environments."""
 
   def __init__(self, num_envs: int):
     self._frames: list[dict[str, list[np.ndarray]]] = [
       {} for _ in range(num_envs)
     ]
-    self._open = np.ones(num_envs, bool)
+    self._recording = np.ones(num_envs, bool)
 
   def add(self, obs: Mapping[str, np.ndarray]) -> None:
     images = {
       k: v for k, v in obs.items() if v.ndim == 4 and v.dtype == 'uint8'
     }
-    for i in np.flatnonzero(self._open):
+    for i in np.flatnonzero(self._recording):
       for key, image in images.items():
         self._frames[i].setdefault(key, []).append(image[i])
-        self._open[i] &= len(self._frames[i][key]) < _FRAMES
-      self._open[i] &= not obs['is_last'][i]
+        self._recording[i] &= len(self._frames[i][key]) < _MAX_FRAMES
+      self._recording[i] &= not obs['is_last'][i]
 
   def videos(self) -> Arrays:
     return {

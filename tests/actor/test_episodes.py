@@ -1,4 +1,4 @@
-"""Episode statistics against a slow version that keeps whole episodes."""
+"""Episode statistics against a slow reference that keeps whole episodes."""
 
 import json
 
@@ -9,7 +9,7 @@ from dreamer_tpu.actor.episodes import Averages, EpisodeStats
 
 
 def steps(rng, num_envs, count):
-  """Random steps in the format of the environments; rows end on their own."""
+  """Yields random steps in the format of `VectorEnv.step`."""
   last = np.zeros(num_envs, bool)
   first = np.ones(num_envs, bool)
   for _ in range(count):
