@@ -137,7 +137,7 @@ def test_a_run_outlives_its_slice_and_its_terminal_until_it_is_stopped(
 
   assert output.count('Restoring the checkpoint') == 1
   assert 'on each of 2 hosts' in output
-  assert 'stopped, start again to go on' in output
+  assert 'stopped, run again to resume' in output
   calls = (cloud / 'calls').read_text().splitlines()
   requests = [x for x in calls if x.split()[3] in ('create', 'delete')]
   assert [x.split()[3] for x in requests] == ['create', 'delete', 'create']

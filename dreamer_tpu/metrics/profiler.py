@@ -22,16 +22,19 @@ class Profiler:
     updates: 'FIRST:END' of the updates, counted from 0 without END; '' for
       none.
     logdir: Of the run.
-    say: Shows a line on the terminal.
+    log_status: Shows a line on the terminal.
   """
 
   def __init__(
-    self, updates: str, logdir: epath.PathLike, say: Callable[[str], None]
+    self,
+    updates: str,
+    logdir: epath.PathLike,
+    log_status: Callable[[str], None],
   ):
     traced = updates if jax.process_index() == 0 else ''
     self._first, self._end = map(int, (traced or '0:0').split(':'))
     self._logdir = os.fspath(logdir)
-    self._say = say
+    self._log_status = log_status
     self._tracing = False
 
   def __call__(self, update: int) -> contextlib.AbstractContextManager[Any]:
@@ -54,7 +57,7 @@ class Profiler:
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()
-      self._say(f'Wrote the trace to {self._logdir}/plugins/profile.')
+      self._log_status(f'Wrote the trace to {self._logdir}/plugins/profile.')
 
   def __enter__(self) -> 'Profiler':
     return self

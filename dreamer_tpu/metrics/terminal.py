@@ -1,45 +1,53 @@
-"""What a person at a terminal sees of a run."""
+"""Terminal output of a run."""
 
 import collections
 import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 _LOSS = 'train/loss/'
-# Progress lines from which the time that is left is extrapolated.
+# Progress lines from which the remaining time is extrapolated.
 _RECENT = 10
 
 
-class View:
-  """Status lines, a progress line, and a summary.
+class Terminal:
+  """Prints status lines, a progress line and a summary.
 
-  At a terminal the progress line rewrites itself; in a file or a pipe each
-  one is a line of its own. Every line appears at once.
+  On a terminal the progress line is rewritten in place; in a file or a pipe
+  each one is a line of its own. Every line is flushed.
+
+  Args:
+    stream: Standard output by default.
+    enabled: Whether to print anything.
+    clock: Monotonic time in seconds.
   """
 
   def __init__(
-    self, stream: TextIO | None = None, enabled: bool = True
+    self,
+    stream: TextIO | None = None,
+    enabled: bool = True,
+    clock: Callable[[], float] = time.monotonic,
   ) -> None:
-    """Args: stream: standard output by default. enabled: False prints nothing."""
     self._stream = stream or sys.stdout
     self._enabled = enabled
     self._rewrite = enabled and self._stream.isatty()
     self._open_line = False
-    self._begin = time.monotonic()
+    self._clock = clock
+    self._begin = clock()
     self._recent: collections.deque[tuple[float, int]] = collections.deque(
       maxlen=_RECENT
     )
 
-  def status(self, text: str) -> None:
-    """Says what the run is busy with, as in `compiling the train step`."""
-    self._print(f'[{duration(self._elapsed())}] {text}')
+  def log_status(self, text: str) -> None:
+    """Prints a status line, such as `Compiling the train step.`."""
+    self._print(text)
 
-  def activity(self, text: str) -> None:
-    """Says what has just happened, in place of what it said before."""
-    self._print(f'[{duration(self._elapsed())}] {text}', rewrite=True)
+  def progress_line(self, text: str) -> None:
+    """Prints a progress line, which replaces the previous one."""
+    self._print(text, rewrite=True)
 
   def progress(
     self,
@@ -49,17 +57,16 @@ class View:
     *,
     unit: str = 'step',
   ) -> None:
-    """Shows how far the run is.
+    """Prints the progress of training.
 
     Args:
-      step: Agent steps so far, or what else is counted.
-      total: The same at the end of the run.
-      metrics: Under the names of the log; the score, the speeds and the
-        losses are picked out where they are there. `perf/compile_s` does not
-        count for the time that is left.
-      unit: What is counted.
+      step: Agent steps so far, or another count.
+      total: The count at the end of the run.
+      metrics: Metrics by name, of which the score, the speeds and the losses
+        are shown. The remaining time excludes `perf/compile_s`.
+      unit: Name of the count.
     """
-    # What a narrow terminal cuts off are the losses.
+    # A narrow terminal cuts off the end of the line: the losses.
     parts = [
       f'{unit} {number(step)}/{number(total)} ({percent(step, total)})',
       f'left {self._left(step, total, metrics)}',
@@ -67,46 +74,42 @@ class View:
       *_scores(metrics),
       *_losses(metrics),
     ]
-    line = f'[{duration(self._elapsed())}] ' + ' | '.join(parts)
-    self._print(line, rewrite=True)
+    self.progress_line(' | '.join(parts))
 
   def summary(
     self,
     step: int,
     update: int,
     metrics: Mapping[str, float],
+    shares: Mapping[str, float],
     logdir: str = '',
     *,
     done: bool = True,
   ) -> None:
-    """Ends the run with its result and where the time went.
+    """Prints the result of the run and how its time was spent.
 
     Args:
       step: Agent steps of the run.
       update: Updates of the agent.
-      metrics: Scores, `timer/NAME/frac` and `perf/goodput`, where known.
-      logdir: Where everything lies.
-      done: Whether it has got to its end.
+      metrics: Latest metrics by name, such as scores and `perf/goodput`.
+      shares: Fraction of the time in each section.
+      logdir: Directory of the run.
+      done: False if the run stopped early.
     """
-    end = 'done' if done else 'stopped, start again to go on'
-    self._print(
-      f'[{duration(self._elapsed())}] {end}: {step:,} steps, {update:,} updates'
-    )
+    end = 'done' if done else 'stopped, run again to resume'
+    self._print(f'{end}: {step:,} steps, {update:,} updates')
     for name, text in (
       ('result', '  '.join(_scores(metrics))),
       ('losses', ' '.join(_losses(metrics)).removeprefix('loss ')),
-      ('time', _shares(metrics)),
+      ('time', _times(shares, metrics)),
       ('logdir', logdir),
     ):
       if text:
-        self._print(f'  {name:<7} {text}')
-
-  def _elapsed(self) -> float:
-    return time.monotonic() - self._begin
+        self._write(f'  {name:<7} {text}')
 
   def _left(self, step: int, total: int, metrics: Mapping[str, float]) -> str:
-    """Extrapolates from the last few lines: the start soon counts no more."""
-    now = time.monotonic() - metrics.get('perf/compile_s', 0.0)
+    """Extrapolates from recent lines only: the start of a run is slower."""
+    now = self._clock() - metrics.get('perf/compile_s', 0.0)
     self._recent.append((now, step))
     begin, done = self._recent[0]
     if step >= total:
@@ -115,13 +118,17 @@ class View:
       return '?'
     return duration((now - begin) / (step - done) * (total - step))
 
-  def _print(self, line: str, rewrite: bool = False) -> None:
+  def _print(self, text: str, rewrite: bool = False) -> None:
+    elapsed = duration(self._clock() - self._begin)
+    self._write(f'[{elapsed}] {text}', rewrite)
+
+  def _write(self, line: str, rewrite: bool = False) -> None:
     if not self._enabled:
       return
     if not self._rewrite:
       self._stream.write(line + '\n')
     elif rewrite:
-      # A line that wraps could not be rewritten.
+      # A wrapped line cannot be rewritten.
       line = line[: shutil.get_terminal_size().columns - 1]
       self._stream.write('\r\x1b[2K' + line)
       self._open_line = True
@@ -132,12 +139,12 @@ class View:
 
 
 def number(value: float) -> str:
-  """Returns a number in short form: 950, 12.4k, 3.1M, 0.00012."""
+  """Formats a number compactly: 950, 12.4k, 3.1M, 0.00012."""
   value = float(value)
   if not math.isfinite(value):
     return str(value)
   for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
-    # What rounds up to 1000 belongs to the next unit.
+    # Values that round up to 1000 use the next unit.
     scale = 1e3 if unit == 'k' else size
     if abs(value) >= size * 0.9995:
       return (
@@ -145,12 +152,11 @@ def number(value: float) -> str:
       )
   if value == round(value):
     return str(int(value))
-  digits = f'{value:.4g}' if abs(value) >= 100 else f'{value:.3g}'
-  return digits
+  return f'{value:.4g}' if abs(value) >= 100 else f'{value:.3g}'
 
 
 def duration(seconds: float) -> str:
-  """Returns a time in its two largest units: 42s, 3m10s, 2h05m, 1d04h."""
+  """Returns a duration in its two largest units: 42s, 3m10s, 2h05m, 1d04h."""
   if not math.isfinite(seconds):
     return '?'
   seconds = max(0, round(seconds))
@@ -165,31 +171,32 @@ def duration(seconds: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-  """Returns a share, rounded down so that 100% means the end."""
+  """Returns a percentage, rounded down so that only the end is 100%."""
   if whole <= 0:
     return '100%'
   return f'{math.floor(1000 * min(1, part / whole)) / 10:g}%'
 
 
 def _speeds(metrics: Mapping[str, float]) -> list[str]:
-  parts = []
-  if 'fps/policy' in metrics:
-    parts.append(f'{number(metrics["fps/policy"])} steps/s')
-  if 'fps/train' in metrics:
-    parts.append(f'{number(metrics["fps/train"])} replayed/s')
-  return parts
+  units = {'fps/policy': 'steps/s', 'fps/train': 'replayed/s'}
+  return [
+    f'{number(metrics[name])} {unit}'
+    for name, unit in units.items()
+    if name in metrics
+  ]
 
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:
-  parts = []
-  for name, label in (
-    ('episode/score', 'score'),
-    ('eval/episode/score', 'eval score'),
-    ('episode/length', 'length'),
-  ):
-    if name in metrics:
-      parts.append(f'{label} {number(metrics[name])}')
-  return parts
+  labels = {
+    'episode/score': 'score',
+    'eval/episode/score': 'eval score',
+    'episode/length': 'length',
+  }
+  return [
+    f'{label} {number(metrics[name])}'
+    for name, label in labels.items()
+    if name in metrics
+  ]
 
 
 def _losses(metrics: Mapping[str, float]) -> list[str]:
@@ -201,15 +208,10 @@ def _losses(metrics: Mapping[str, float]) -> list[str]:
   return ['loss ' + ' '.join(losses)] if losses else []
 
 
-def _shares(metrics: Mapping[str, float]) -> str:
-  shares = {
-    name.split('/')[1]: value
-    for name, value in metrics.items()
-    if name.startswith('timer/') and name.endswith('/frac')
-  }
+def _times(shares: Mapping[str, float], metrics: Mapping[str, float]) -> str:
   parts = [
-    f'{name} {value:.0%}'
-    for name, value in sorted(shares.items(), key=lambda item: -item[1])
+    f'{name} {share:.0%}'
+    for name, share in sorted(shares.items(), key=lambda item: -item[1])
   ]
   if 'perf/goodput' in metrics:
     parts.append(f'(goodput {metrics["perf/goodput"]:.0%})')

@@ -1,10 +1,14 @@
-"""Where the time of a run goes: sections, rates and goodput."""
+"""Section timings, rates and goodput of a run."""
 
+import contextlib
+import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-# Time in these sections brings the run no further.
+Clock = Callable[[], float]
+
+# Sections that do not advance the run.
 UNPRODUCTIVE = (
   'starting',
   'compiling',
@@ -14,122 +18,139 @@ UNPRODUCTIVE = (
 )
 
 
-class Timer:
-  """Adds up the time spent in named sections; usable from several threads.
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """Time spent in one section between two logs.
 
-  Sections of one thread should not contain each other, or their time counts
-  twice. Sections of different threads run side by side, so that the fractions
-  of each thread add up to at most one.
-
-  Goodput is the share of the wall time since the very first start of the run
-  that brought it further: without the sections in `UNPRODUCTIVE`, without the
-  time between two processes, and without work that was lost because a crash
-  came before the next checkpoint (what is restored knows only the productive
-  seconds up to it). Unproductive sections belong to the main thread.
+  Attributes:
+    avg: Mean duration in seconds.
+    max: Longest duration in seconds.
+    count: Number of times the section was entered.
+    frac: Fraction of the wall time.
   """
 
-  def __init__(self) -> None:
+  avg: float
+  max: float
+  count: int
+  frac: float
+
+
+class Timer:
+  """Accumulates time in named sections; thread-safe.
+
+  Sections of one thread must not be nested, or their time counts twice.
+  Sections of different threads overlap, so fractions add up to at most one per
+  thread.
+
+  Goodput is the productive fraction of the wall time since the run was first
+  started. Unproductive are the sections in `UNPRODUCTIVE`, the time between
+  two processes, and work lost in a crash: a checkpoint only holds the
+  productive seconds before it. Unproductive sections belong to the main thread.
+
+  Args:
+    clock: Monotonic time in seconds.
+    wall_clock: Time in seconds since the epoch.
+  """
+
+  def __init__(
+    self, clock: Clock = time.perf_counter, wall_clock: Clock = time.time
+  ) -> None:
+    self._clock = clock
+    self._wall_clock = wall_clock
     self._lock = threading.Lock()
-    self._sections: dict[str, list[float]] = {}
-    self._totals: dict[str, float] = {}
-    self._start = self._since = time.perf_counter()
-    self._lost = 0.0
+    self._durations: dict[str, tuple[int, float, float]] = {}
+    self._totals: dict[str, float] = {}  # Since the process started.
+    self._start = self._since = clock()
     self._earlier = 0.0
-    self._began = time.time()
+    self._began = wall_clock()
 
   def resume(self, state: Mapping[str, float]) -> None:
-    """Ends the start of the process: the time so far counts as 'starting'.
+    """Ends the startup phase: the time so far counts as 'starting'.
 
     Args:
-      state: What `state()` returned before a restart, empty for a fresh run.
+      state: Result of `state()` before a restart; empty for a new run.
     """
-    self.add('starting', time.perf_counter() - self._start)
+    self.add('starting', self._clock() - self._start)
     self._earlier = float(state.get('productive', 0.0))
     self._began = float(state.get('began', self._began))
 
-  def section(self, name: str) -> '_Section':
-    """Returns a context manager whose duration counts under the name."""
-    return _Section(self, name)
+  @contextlib.contextmanager
+  def section(self, name: str) -> Iterator[None]:
+    """Counts the time spent in a `with` block under a name."""
+    begin = self._clock()
+    try:
+      yield
+    finally:
+      self.add(name, self._clock() - begin)
 
   def add(self, name: str, seconds: float) -> None:
     """Counts a duration that was measured elsewhere."""
     with self._lock:
-      entry = self._sections.setdefault(name, [0, 0.0, 0.0])
-      entry[0] += 1
-      entry[1] += seconds
-      entry[2] = max(entry[2], seconds)
+      count, total, longest = self._durations.get(name, (0, 0.0, 0.0))
+      longest = max(longest, seconds)
+      self._durations[name] = count + 1, total + seconds, longest
       self._totals[name] = self._totals.get(name, 0.0) + seconds
-      if name in UNPRODUCTIVE:
-        self._lost += seconds
 
-  def stats(self, reset: bool = True) -> dict[str, float]:
-    """Returns the sections since the last reset.
-
-    Returns:
-      For each section `timer/NAME/avg` and `/max` (seconds), `/count`, and
-      `/frac` (share of the wall time).
-    """
-    now = time.perf_counter()
+  def take(self) -> dict[str, Section]:
+    """Returns the sections since the last call, by name."""
     with self._lock:
+      now = self._clock()
       elapsed = max(now - self._since, 1e-9)
-      stats = {}
-      for name, (count, total, longest) in self._sections.items():
-        stats[f'timer/{name}/avg'] = total / count
-        stats[f'timer/{name}/max'] = longest
-        stats[f'timer/{name}/count'] = count
-        stats[f'timer/{name}/frac'] = total / elapsed
-      if reset:
-        self._sections.clear()
-        self._since = now
-      return stats
+      durations, self._durations = self._durations, {}
+      self._since = now
+    return {
+      name: Section(total / count, longest, count, total / elapsed)
+      for name, (count, total, longest) in durations.items()
+    }
 
   def shares(self) -> dict[str, float]:
-    """Returns `timer/NAME/frac` since this process started."""
-    elapsed = max(time.perf_counter() - self._start, 1e-9)
+    """Returns each section's fraction of the time since the process started."""
     with self._lock:
-      return {f'timer/{k}/frac': v / elapsed for k, v in self._totals.items()}
+      elapsed = max(self._clock() - self._start, 1e-9)
+      return {name: total / elapsed for name, total in self._totals.items()}
 
   def goodput(self) -> float:
-    """Returns the productive share of the wall time so far, in [0, 1]."""
-    wall = max(time.time() - self._began, 1e-9)
+    """Returns the productive fraction of the wall time so far, in [0, 1]."""
+    wall = max(self._wall_clock() - self._began, 1e-9)
     return min(1.0, self._productive() / wall)
 
   def state(self) -> dict[str, float]:
-    """Returns what a checkpoint keeps of the clock: plain numbers."""
+    """Returns the state of the clock for a checkpoint, as plain numbers."""
     return {'productive': self._productive(), 'began': self._began}
 
   def _productive(self) -> float:
-    elapsed = time.perf_counter() - self._start
-    return self._earlier + max(0.0, elapsed - self._lost)
+    with self._lock:
+      lost = sum(self._totals.get(name, 0.0) for name in UNPRODUCTIVE)
+      return self._earlier + max(0.0, self._clock() - self._start - lost)
 
 
-class _Section:
-  """One use of a section."""
-
-  __slots__ = ('_begin', '_name', '_timer')
-
-  def __init__(self, timer: Timer, name: str) -> None:
-    self._timer = timer
-    self._name = name
-
-  def __enter__(self) -> None:
-    self._begin = time.perf_counter()
-
-  def __exit__(self, *_: object) -> None:
-    self._timer.add(self._name, time.perf_counter() - self._begin)
+def section_metrics(sections: Mapping[str, Section]) -> dict[str, float]:
+  """Returns `timer/NAME/{avg,max,count,frac}` of each section."""
+  return {
+    f'timer/{name}/{field}': value
+    for name, section in sections.items()
+    for field, value in dataclasses.asdict(section).items()
+  }
 
 
 class Rate:
-  """How fast a counter grows, as for `fps/policy` and `fps/train`."""
+  """Growth of a counter per second, such as `fps/policy` and `fps/train`.
 
-  def __init__(self, count: float = 0) -> None:
-    """Args: count: where the counter stands at the start or resume."""
+  Args:
+    count: Value of the counter at the start or resume.
+    clock: Monotonic time in seconds.
+  """
+
+  def __init__(
+    self, count: float = 0, clock: Clock = time.perf_counter
+  ) -> None:
+    self._clock = clock
     self._count = count
-    self._time = time.perf_counter()
+    self._time = clock()
 
   def __call__(self, count: float) -> float:
     """Returns the growth per second since the previous call."""
-    now = time.perf_counter()
+    now = self._clock()
     rate = (count - self._count) / max(now - self._time, 1e-9)
     self._count, self._time = count, now
     return rate

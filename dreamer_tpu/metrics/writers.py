@@ -13,7 +13,7 @@ from dreamer_tpu.config import flatten
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl, video
 from dreamer_tpu.metrics.tensorboard import TensorBoard
-from dreamer_tpu.metrics.terminal import View
+from dreamer_tpu.metrics.terminal import Terminal
 from dreamer_tpu.metrics.wandb_run import WandbRun
 
 # Calls with videos that may wait for the background thread, which takes longer
@@ -24,7 +24,7 @@ BACKLOG = 4
 class Writers:
   """Writes metrics and scores to a log directory; for process 0 alone.
 
-  - 'log': `view` prints to the terminal; without it, `view` is silent.
+  - 'log': `terminal` prints to the terminal; without it, `terminal` is silent.
   - 'jsonl': metrics.jsonl and scores.jsonl, and the newest video of each name
     as videos/NAME.gif.
   - 'tensorboard': event files with scalars, histograms, images, videos and
@@ -45,7 +45,7 @@ class Writers:
     config: Any = None,
     *,
     resume_step: int | None = None,
-    view: View | None = None,
+    terminal: Terminal | None = None,
   ) -> None:
     """Opens the outputs, and lets go of what lies after `resume_step`.
 
@@ -56,7 +56,7 @@ class Writers:
       resume_step: Agent steps at which the run starts, 0 for a fresh one.
         What an earlier process wrote after them would make the curves step
         back, so it is dropped. None keeps everything.
-      view: The terminal, where the run shows itself there already.
+      terminal: The terminal, where the run shows itself there already.
 
     Raises:
       UserError: An output lacks a package, or the directory cannot be
@@ -70,7 +70,7 @@ class Writers:
       collections.deque()
     )
     self._closed = False
-    self.view = view or View(enabled='log' in outputs)
+    self.terminal = terminal or Terminal(enabled='log' in outputs)
     try:
       self._open(outputs, resume_step, config)
     except OSError as e:
@@ -117,7 +117,9 @@ class Writers:
     if len(self._behind) > BACKLOG:
       self._behind.popleft().result()
 
-  def score(self, step: int, score: float, length: int, mode: str) -> None:
+  def write_score(
+    self, step: int, score: float, length: int, mode: str
+  ) -> None:
     """Writes one finished episode to scores.jsonl.
 
     Args:
@@ -189,7 +191,7 @@ class Writers:
     if 'wandb' in outputs:
       nested = config.to_dict() if hasattr(config, 'to_dict') else config
       self._wandb = WandbRun(self._logdir, self._submit, nested or {})
-      self.view.status(f'Weights & Biases: {self._wandb.place}')
+      self.terminal.log_status(f'Weights & Biases: {self._wandb.place}')
 
   def _submit(
     self, function: Callable[..., Any], *args: Any

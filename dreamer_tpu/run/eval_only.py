@@ -14,7 +14,7 @@ from dreamer_tpu.actor.evaluation import Evaluation, evaluate
 from dreamer_tpu.cli import logdirs
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.hosts.preemption import EXIT_CODE, Preemption
-from dreamer_tpu.metrics.terminal import View, number
+from dreamer_tpu.metrics.terminal import Terminal, number
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.run import setup
 
@@ -43,8 +43,10 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
     )
   source = config.run.from_checkpoint
   with contextlib.ExitStack() as stack:
-    view = View(enabled='log' in config.metrics.outputs)
-    stop = stack.enter_context(Preemption(lambda _: view.status('Stopping.')))
+    terminal = Terminal(enabled='log' in config.metrics.outputs)
+    stop = stack.enter_context(
+      Preemption(lambda _: terminal.log_status('Stopping.'))
+    )
     env = stack.enter_context(
       contextlib.closing(setup.make_envs(config, 0, evaluate=True))
     )
@@ -53,10 +55,12 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       setup.agent_spaces(env.act_space),
     )
     loaded = policy.load(source, setup.compute_dtype(config), spaces)
-    view.status(f'Loaded the policy of {source}, step {loaded.step:,}.')
+    terminal.log_status(f'Loaded the policy of {source}, step {loaded.step:,}.')
     logdirs.save_config(config, logdir)
     writers = stack.enter_context(
-      Writers(logdir, config.metrics.outputs, config.to_dict(), view=view)
+      Writers(
+        logdir, config.metrics.outputs, config.to_dict(), terminal=terminal
+      )
     )
     act = setup.make_policy(config, loaded.agent, env.num_envs, evaluate=True)
     act.params = jax.device_put(loaded.params, act.device)
@@ -64,16 +68,16 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       env,
       act,
       config.run.eval_eps,
-      finished=_progress(view, config.run.eval_eps),
+      finished=_progress(terminal, config.run.eval_eps),
       stop=lambda: stop.requested,
       record=env.num_envs,
     )
     if not result.complete:
-      view.status('Stopped early; nothing is written.')
+      terminal.log_status('Stopped early; nothing is written.')
       return EXIT_CODE
     _write(result, loaded, env.repeat, writers)
-    view.status(f'Done: {describe(result)}.')
-    view.status(f'The results are in {logdir}.')
+    terminal.log_status(f'Done: {describe(result)}.')
+    terminal.log_status(f'The results are in {logdir}.')
   return 0
 
 
@@ -91,13 +95,15 @@ def describe(result: Evaluation) -> str:
   )
 
 
-def _progress(view: View, total: int) -> Callable[[dict[str, Any]], None]:
+def _progress(
+  terminal: Terminal, total: int
+) -> Callable[[dict[str, Any]], None]:
   """Returns a function that shows an episode and the mean so far."""
   scores: list[float] = []
 
   def finished(episode: dict[str, Any]) -> None:
     scores.append(episode['score'])
-    view.activity(
+    terminal.progress_line(
       f'episode {len(scores)}/{total} | score {number(scores[-1])} | '
       f'length {number(episode["length"])} | mean {number(float(np.mean(scores)))}'
     )
@@ -110,7 +116,9 @@ def _write(
 ) -> None:
   """Writes scores, their statistics and videos at the step of the agent."""
   for episode in result.episodes:
-    writers.score(loaded.step, episode['score'], episode['length'], 'eval')
+    writers.write_score(
+      loaded.step, episode['score'], episode['length'], 'eval'
+    )
   metrics: dict[str, Any] = {
     **{f'eval/{k}': v for k, v in result.metrics().items()},
     **{f'eval/episode/{k}': v for k, v in result.videos.items()},

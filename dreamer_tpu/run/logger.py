@@ -16,7 +16,7 @@ from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.metrics.aggregate import Aggregator
 from dreamer_tpu.metrics.performance import Performance
 from dreamer_tpu.metrics.system import Usage
-from dreamer_tpu.metrics.timer import Rate, Timer
+from dreamer_tpu.metrics.timer import Rate, Section, Timer, section_metrics
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.replay import Replay
 from dreamer_tpu.run.progress import Progress
@@ -91,7 +91,7 @@ class Logger:
     """
     if compiles not in self._compiled:
       self._compiled.add(compiles)
-      self._writers.view.status(f'Compiling {compiles}.')
+      self._writers.terminal.log_status(f'Compiling {compiles}.')
       name = 'compiling'
     with self._timer.section(name):
       yield
@@ -129,7 +129,7 @@ class Logger:
   ) -> None:
     """Writes the scores of episodes that ended at an agent step."""
     for episode in episodes:
-      self._writers.score(step, episode['score'], episode['length'], mode)
+      self._writers.write_score(step, episode['score'], episode['length'], mode)
 
   def write(self, progress: Progress, saves: Mapping[str, float]) -> None:
     """Writes all metrics since the last call, and shows progress.
@@ -142,14 +142,15 @@ class Logger:
     train = self._train.result()
     if train and not self._counted_flops:
       self._count_flops()
-    timer = self._timer.stats()
+    sections = self._timer.take()
+    learning = sections.get('learning')
     metrics = {
       **train,
       **self.averages.result(),
       **self._replay_metrics(),
-      **timer,
-      **self._performance.stats(timer.get('timer/learning/avg')),
-      **_waits(timer),
+      **section_metrics(sections),
+      **self._performance.stats(learning.avg if learning else None),
+      **_waits(sections),
       **self._usage.stats(_device_bytes()),
       **saves,
       'policy/staleness': self._publisher.staleness(progress.update),
@@ -158,13 +159,13 @@ class Logger:
       'perf/goodput': self._timer.goodput(),
     }
     self.write_report(progress, metrics)
-    view = self._writers.view
+    terminal = self._writers.terminal
     if progress.offline:
-      view.progress(
+      terminal.progress(
         progress.update, progress.max_update, metrics, unit='update'
       )
     else:
-      view.progress(progress.step, progress.max_step, metrics)
+      terminal.progress(progress.step, progress.max_step, metrics)
     self._latest.update(metrics)
 
   def write_report(
@@ -178,10 +179,11 @@ class Logger:
 
   def summary(self, progress: Progress) -> None:
     """Shows the end of the run."""
-    self._writers.view.summary(
+    self._writers.terminal.summary(
       progress.step,
       progress.update,
-      {**self._latest, **self._timer.shares()},
+      self._latest,
+      self._timer.shares(),
       self._logdir,
       done=progress.done,
     )
@@ -207,11 +209,10 @@ class Logger:
     )
 
 
-def _waits(timer: Mapping[str, float]) -> dict[str, float]:
+def _waits(sections: Mapping[str, Section]) -> dict[str, float]:
   """Returns the fraction of time that each thread waits for the other."""
   names = ('actor_wait', 'learner_wait')
-  fractions = {name: timer.get(f'timer/{name}/frac') for name in names}
-  return {f'perf/{k}': v for k, v in fractions.items() if v is not None}
+  return {f'perf/{k}': sections[k].frac for k in names if k in sections}
 
 
 def _device_bytes() -> float | None:

@@ -27,7 +27,7 @@ from dreamer_tpu.learner.learner import Learner
 from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.learner.steps import step_spec
 from dreamer_tpu.metrics.profiler import Profiler
-from dreamer_tpu.metrics.terminal import View
+from dreamer_tpu.metrics.terminal import Terminal
 from dreamer_tpu.metrics.timer import Timer
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.replay import Replay, Sampling, Stream
@@ -74,7 +74,7 @@ class Run:
     preemption: Receives stop requests.
     profiler: Traces updates.
     timer: Times sections.
-    view: Terminal.
+    terminal: Terminal.
   """
 
   actor: Actor
@@ -92,7 +92,7 @@ class Run:
   preemption: Preemption
   profiler: Profiler
   timer: Timer
-  view: View
+  terminal: Terminal
 
   @property
   def score(self) -> float | None:
@@ -145,16 +145,16 @@ def make(
   timer = Timer()
   hosts, index = jax.process_count(), jax.process_index()
   outputs = () if index else config.metrics.outputs
-  view = View(enabled='log' in outputs)
+  terminal = Terminal(enabled='log' in outputs)
   sync = HostSync()
   step = max(layout.steps(logdir / 'checkpoints'), default=0)
   with contextlib.ExitStack() as stack:
     heartbeat = stack.enter_context(Heartbeat(config.distributed, sync))
-    preemption = stack.enter_context(Preemption(view.status))
+    preemption = stack.enter_context(Preemption(terminal.log_status))
 
     # Environments.
     text = f' on each of {hosts} hosts' if hosts > 1 else ''
-    view.status(
+    terminal.log_status(
       f'Starting {config.run.envs} environments of {config.task}{text}.'
     )
     limit = config.distributed.env_timeout
@@ -205,24 +205,24 @@ def make(
         config, logdir, learner, replay, evaluator.replay if evaluator else None
       )
     )
-    saved = saver.load_or_init(view.status)
+    saved = saver.load_or_init(terminal.log_status)
     if index == 0:
       logdirs.save_config(config, logdir)
     counts = learner.parameter_counts()
     modules = ', '.join(f'{name} {count:,}' for name, count in counts.items())
     total = sum(counts.values())
-    view.status(f'The agent has {total:,} parameters: {modules}.')
+    terminal.log_status(f'The agent has {total:,} parameters: {modules}.')
     writers = stack.enter_context(
       Writers(
         logdir,
         outputs,
         config.to_dict(),
         resume_step=saved.get('step', 0),
-        view=view,
+        terminal=terminal,
       )
     )
     profiler = stack.enter_context(
-      Profiler(config.run.profile, logdir, view.status)
+      Profiler(config.run.profile, logdir, terminal.log_status)
     )
     timer.resume(saved.get('timer', {}))
     progress = Progress(config, sync, replay, env.num_envs, saved)
@@ -254,7 +254,7 @@ def make(
       preemption=preemption,
       profiler=profiler,
       timer=timer,
-      view=view,
+      terminal=terminal,
     )
     if saved:
       run.load(saved)
@@ -278,7 +278,7 @@ def _start(run: Run) -> None:
       'run.updates=0.'
     )
   needed = progress.needed * jax.process_count()
-  run.view.status(f'Filling the replay with {needed:,} sequences.')
+  run.terminal.log_status(f'Filling the replay with {needed:,} sequences.')
 
 
 def seed(config: ConfigDict, *stream: int) -> int:

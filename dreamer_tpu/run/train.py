@@ -123,7 +123,7 @@ def save(run: Run) -> None:
 
 def finish(run: Run) -> None:
   """Saves, waits for the save, and logs the end of the run."""
-  run.view.status(f'Saving step {run.progress.step:,}.')
+  run.terminal.log_status(f'Saving step {run.progress.step:,}.')
   save(run)
   saves = run.saver.finish()
   if run.progress.unlogged:

@@ -1,13 +1,14 @@
-"""What a person sees, in a file and at a terminal."""
+"""Terminal output, in a file and at a terminal."""
 
 import io
 import math
 import re
-import time
 
 import pytest
 
 from dreamer_tpu.metrics import terminal
+from dreamer_tpu.metrics.terminal import Terminal
+from tests.helpers.clock import Clock
 
 
 class Screen(io.StringIO):
@@ -20,81 +21,79 @@ METRICS = {
   'episode/score': 187.25,
   'train/loss/dyn': 1.2345,
   'train/loss/image': 34.21,
-  'timer/acting/frac': 0.25,
-  'timer/learning/frac': 0.5,
   'perf/goodput': 0.9,
 }
+SHARES = {'acting': 0.25, 'learning': 0.5}
 
 
-def test_view_in_a_file():
-  stream = io.StringIO()
-  view = terminal.View(stream)
-  view.status('filling the replay')
-  assert stream.getvalue() == '[0s] filling the replay\n'
-  view.progress(12_345, 1_000_000, METRICS)
-  time.sleep(0.1)
-  view.progress(500_000, 1_000_000, METRICS)
-  view.summary(1_000_000, 31_250, METRICS, 'runs/a')
-  text = stream.getvalue()
-  assert '\x1b' not in text
-  lines = text.splitlines()
-  assert lines[1].endswith(
-    'step 12.3k/1M (1.2%) | left ? | 312.4 steps/s | score 187.2 | '
-    'loss dyn 1.23 image 34.2'
-  )
-  assert '(50%) | left 0s |' in lines[2]
-  assert 'done: 1,000,000 steps, 31,250 updates' in lines[3]
-  assert 'learning 50%  acting 25%  (goodput 90%)' in text
-  assert 'runs/a' in lines[-1]
+def test_in_a_file():
+  stream, clock = io.StringIO(), Clock(100)
+  terminal = Terminal(stream, clock=clock)
+  terminal.log_status('Filling the replay.')
+  assert stream.getvalue() == '[0s] Filling the replay.\n'
+  terminal.progress(12_345, 1_000_000, METRICS)
+  clock.advance(100)
+  terminal.progress(506_172, 1_000_000, METRICS)
+  clock.advance(100)
+  terminal.summary(1_000_000, 31_250, METRICS, SHARES, 'runs/a')
+  shown = '| 312.4 steps/s | score 187.2 | loss dyn 1.23 image 34.2'
+  assert stream.getvalue().splitlines()[1:] == [
+    f'[0s] step 12.3k/1M (1.2%) | left ? {shown}',
+    f'[1m40s] step 506k/1M (50.6%) | left 1m40s {shown}',
+    '[3m20s] done: 1,000,000 steps, 31,250 updates',
+    '  result  score 187.2',
+    '  losses  dyn 1.23 image 34.2',
+    '  time    learning 50%  acting 25%  (goodput 90%)',
+    '  logdir  runs/a',
+  ]
 
 
-def test_view_on_a_terminal_rewrites(monkeypatch):
+def test_a_screen_is_rewritten(monkeypatch):
   monkeypatch.setenv('COLUMNS', '60')
   stream = Screen()
-  view = terminal.View(stream)
+  terminal = Terminal(stream)
   for step in (1, 2, 3):
-    view.progress(step, 1000, METRICS)
-  view.status('saving')
+    terminal.progress(step, 1000, METRICS)
+  terminal.log_status('Saving.')
   text = stream.getvalue()
   assert text.count('\n') == 2
   assert text.count('\r\x1b[2K') == 3
   assert max(map(len, re.split(r'\r\x1b\[2K|\n', text))) < 60
 
 
-def test_time_left_is_that_of_the_recent_rate():
-  stream = io.StringIO()
-  view = terminal.View(stream)
-  view.progress(0, 10_000, {})
-  time.sleep(1)  # a compiler, for example
+def left(stream):
+  """Returns the remaining time in the last line."""
+  return re.search(r'left (\w+)$', stream.getvalue())[1]
+
+
+def test_the_time_left_follows_the_recent_rate():
+  stream, clock = io.StringIO(), Clock()
+  terminal = Terminal(stream, clock=clock)
+  terminal.progress(0, 10_000, {})
+  clock.advance(1000)  # For example, a compiler.
   for index in range(1, 12):
-    view.progress(100 * index, 10_000, {})
-    time.sleep(0.02)
-  # 89 times 20 ms, where the whole time would give 10 seconds.
-  assert 1 <= seconds_left(stream) <= 4
+    terminal.progress(100 * index, 10_000, {})
+    clock.advance(0.5)
+  # 89 times 0.5 s; the rate since the start gives more than two hours.
+  assert left(stream) == '44s'
 
 
-def seconds_left(stream):
-  last = stream.getvalue().splitlines()[-1]
-  return int(re.search(r'left (\d+)s', last)[1])
+def test_the_time_left_excludes_compilation():
+  stream, clock = io.StringIO(), Clock()
+  terminal = Terminal(stream, clock=clock)
+  terminal.progress(0, 10_000, {'perf/compile_s': 30.0})
+  clock.advance(10)
+  terminal.progress(500, 10_000, {'perf/compile_s': 30.0})
+  clock.advance(101)
+  terminal.progress(550, 10_000, {'perf/compile_s': 130.0})
+  assert left(stream) == '3m09s'  # 9450 steps at 50 a second.
 
 
-def test_compilers_do_not_count_for_the_time_left():
-  stream = io.StringIO()
-  view = terminal.View(stream)
-  view.progress(0, 10_000, {'perf/compile_s': 30.0})
-  time.sleep(0.1)
-  view.progress(500, 10_000, {'perf/compile_s': 30.0})
-  time.sleep(1)
-  view.progress(505, 10_000, {'perf/compile_s': 31.0})
-  # 19 times 0.1 s.
-  assert 1 <= seconds_left(stream) <= 4
-
-
-def test_view_without_the_log_output(capsys):
-  view = terminal.View(enabled=False)
-  view.status('x')
-  view.progress(1, 2, {})
-  view.summary(2, 1, {})
+def test_without_the_log_output(capsys):
+  terminal = Terminal(enabled=False)
+  terminal.log_status('x')
+  terminal.progress(1, 2, {})
+  terminal.summary(2, 1, {}, {})
   assert capsys.readouterr().out == ''
 
 

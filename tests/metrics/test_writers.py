@@ -46,7 +46,7 @@ def test_jsonl_content(tmp_path):
       frames=4800,
       update=30,
     )
-    writers.score(1234, np.float32(-20.5), 1000, 'train')
+    writers.write_score(1234, np.float32(-20.5), 1000, 'train')
     # Each write is on disk at once, without a flush.
     (line,) = lines(tmp_path / 'run/metrics.jsonl')
   assert before <= line.pop('time') <= time.time()
@@ -90,7 +90,7 @@ def test_resume_drops_later_and_broken_lines(tmp_path):
   with Writers(tmp_path, ('jsonl',), resume_step=0) as writers:
     for step in (100, 200, 300, 400):
       writers.write(step, {'x': step}, frames=step, update=step)
-      writers.score(step + 50, step, 10, 'train')
+      writers.write_score(step + 50, step, 10, 'train')
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 150, "x": 1')
   with Writers(tmp_path, ('jsonl',), resume_step=250) as writers:
@@ -175,7 +175,7 @@ def test_no_tensorflow_without_tensorboard(tmp_path):
     from dreamer_tpu.metrics.writers import Writers
     with Writers(os.environ['LOGDIR'], ('log', 'jsonl'), {'a': 1}) as writers:
       writers.write(1, {'x': 1.0}, frames=1, update=1)
-      writers.score(1, 1.0, 1, 'train')
+      writers.write_score(1, 1.0, 1, 'train')
     print(sorted({'tensorflow', 'clu', 'tensorboard'} & set(sys.modules)))
     """,
     LOGDIR=str(tmp_path),

@@ -26,7 +26,7 @@ def write_run(path, task, steps, scores, repeat=1, total=1e6, **env):
   (path / 'config.json').write_text(json.dumps(config))
   with Writers(path, ('jsonl',)) as writers:
     for step, score in zip(steps, scores, strict=True):
-      writers.score(int(step), float(score), 100, 'train')
+      writers.write_score(int(step), float(score), 100, 'train')
     last = int(steps[-1])
     writers.write(last, {'x': 1.0}, frames=last * repeat, update=1)
   return path
