@@ -114,35 +114,31 @@ class Heartbeat:
   def _accept_all(self) -> None:
     """Accepts the connections of all other processes, on process 0."""
     dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    address = ('', 0)
     with socket.create_server(
-      address, family=family, dualstack_ipv6=dual
+      ('', 0),
+      family=socket.AF_INET6 if dual else socket.AF_INET,
+      dualstack_ipv6=dual,
     ) as server:
       server.settimeout(_CONNECT_TIMEOUT)
       token = secrets.token_hex(16)
       port = server.getsockname()[1]
       self._sync.broadcast([join.own_address(self._config), port, token])
-      while len(self._peers) < self._count - 1:
-        self._accept(server, token)
-
-  def _accept(self, server: socket.socket, token: str) -> None:
-    try:
-      connection, _ = server.accept()
-    except TimeoutError:
-      missing = sorted(set(range(1, self._count)) - self._peers.keys())
-      raise UserError(
-        f'Hosts {missing} did not connect within {_CONNECT_TIMEOUT:g} s; open '
-        'all ports of process 0 to them.'
-      ) from None
-    connection.settimeout(_CONNECT_TIMEOUT)
-    peer = _Peer(connection)
-    hello = peer.receive() or {}
-    if secrets.compare_digest(str(hello.get('token')), token):
-      connection.settimeout(None)
-      self._peers[int(hello['host'])] = peer
-    else:
-      connection.close()
+      while missing := set(range(1, self._count)) - self._peers.keys():
+        try:
+          connection, _ = server.accept()
+        except TimeoutError:
+          raise UserError(
+            f'Hosts {sorted(missing)} did not connect within '
+            f'{_CONNECT_TIMEOUT:g} s; open all ports of process 0 to them.'
+          ) from None
+        connection.settimeout(_CONNECT_TIMEOUT)
+        peer = _Peer(connection)
+        hello = peer.receive() or {}
+        if secrets.compare_digest(str(hello.get('token')), token):
+          connection.settimeout(None)
+          self._peers[int(hello['host'])] = peer
+        else:
+          connection.close()
 
   def _listen(self, host: int) -> None:
     """Reads the messages of a peer until it leaves."""

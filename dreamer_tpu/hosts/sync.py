@@ -5,13 +5,11 @@ report and stop together. Decisions must therefore depend on values that all
 hosts share, never on one host's steps, signals or clock.
 """
 
-import contextlib
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -66,37 +64,39 @@ class HostSync:
     """Returns the JSON value that process 0 passed."""
     return self.gather(value)[0]
 
-  def gather(self, value: Any, timeout: float | None = None) -> list[Any]:
+  def gather(
+    self,
+    value: Any,
+    *,
+    name: str = 'an exchange of values',
+    timeout: float = threading.TIMEOUT_MAX,
+  ) -> list[Any]:
     """Returns the JSON values of all hosts, ordered by process.
 
     Args:
       value: Value of this host.
+      name: Name of the exchange for the error message.
       timeout: Seconds after which the process ends; unlimited by default.
     """
     if self._count == 1:
       return [value]
+    # A collective cannot be interrupted, so a timeout ends the process.
+    timer = threading.Timer(timeout, _give_up, (name, timeout))
+    timer.daemon = True
+    timer.start()
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    with _time_limit('an exchange of values', timeout):
-      sizes = self._exchange(np.array([len(data)], np.int32))[:, 0]
-      longest = max(_MIN_BYTES, int(sizes.max()))
-      padded = np.zeros(1 << (longest - 1).bit_length(), np.uint8)
-      padded[: len(data)] = data
-      rows = self._exchange(padded)
-    return [
-      json.loads(row[:size].tobytes())
-      for row, size in zip(rows, sizes, strict=True)
-    ]
+    sizes = self._exchange(np.array([len(data)], np.int32))[:, 0]
+    longest = max(_MIN_BYTES, int(sizes.max()))
+    padded = np.zeros(1 << (longest - 1).bit_length(), np.uint8)
+    padded[: len(data)] = data
+    rows = self._exchange(padded)
+    timer.cancel()
+    pairs = zip(rows, sizes, strict=True)
+    return [json.loads(row[:size].tobytes()) for row, size in pairs]
 
   def barrier(self, name: str, timeout: float) -> None:
-    """Waits until all hosts get here.
-
-    Args:
-      name: Name of the place for the error message.
-      timeout: Seconds after which the process ends.
-    """
-    if self._count > 1:
-      with _time_limit(name, timeout):
-        self._exchange(np.zeros(1, np.int32))
+    """Waits until all hosts get here; after the timeout, ends the process."""
+    self.gather(None, name=name, timeout=timeout)
 
   def agree(self, steps: int, ready: bool, stop: bool) -> Consensus:
     """Exchanges counters and flags without waiting for the network.
@@ -148,26 +148,11 @@ class HostSync:
     return self._replicate(arrays.to_global(self._rows, row[None]))
 
 
-@contextlib.contextmanager
-def _time_limit(name: str, timeout: float | None) -> Iterator[None]:
-  """Ends the process if the body takes too long: collectives cannot raise."""
-
-  def end() -> None:
-    print(
-      f'error: Host {jax.process_index()} of {jax.process_count()}, this one, '
-      f'waited {timeout:g} s for the other hosts at {name!r}.',
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(1)
-
-  if timeout is None:
-    yield
-    return
-  timer = threading.Timer(timeout, end)
-  timer.daemon = True
-  timer.start()
-  try:
-    yield
-  finally:
-    timer.cancel()
+def _give_up(name: str, timeout: float) -> None:
+  print(
+    f'error: Host {jax.process_index()} of {jax.process_count()}, this one: '
+    f'waited {timeout:g} s for the other hosts at {name}.',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,60 +26,41 @@ from dreamer_tpu.run.progress import Progress
 _SUMMED = ('items', 'steps', 'inserts', 'samples')
 
 
+@dataclasses.dataclass(kw_only=True)
 class Logger:
   """Collects metrics and writes them, on process 0.
 
-  Args:
-    config: Configuration of the run.
-    logdir: Directory of the run.
-    writers: Outputs.
-    timer: Timer of the run.
-    sync: Exchange between the hosts.
-    learner: Learner, to count its FLOPs.
-    replay: Training replay of this host.
-    publisher: Publisher of the policy's weights.
-    progress: Progress at the start.
-    repeat: Environment steps per agent step.
-
   Attributes:
+    repeat: Environment steps per agent step.
     episodes: New episodes of this host; any thread may append to them.
     averages: Statistics of episodes since the last log.
   """
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    logdir: str,
-    *,
-    writers: Writers,
-    timer: Timer,
-    sync: HostSync,
-    learner: Learner,
-    replay: Replay,
-    publisher: Publisher,
-    progress: Progress,
-    repeat: int,
-  ):
-    self._config = config
-    self._logdir = logdir
-    self._writers = writers
-    self._timer = timer
-    self._sync = sync
-    self._learner = learner
-    self._replay = replay
-    self._publisher = publisher
-    self._repeat = repeat
-    self.episodes: collections.deque[dict[str, Any]] = collections.deque()
-    self.averages = Averages()
+  config: ConfigDict
+  logdir: str
+  writers: Writers
+  timer: Timer
+  sync: HostSync
+  learner: Learner
+  replay: Replay
+  publisher: Publisher
+  progress: Progress
+  repeat: int
+  episodes: collections.deque[dict[str, Any]] = dataclasses.field(
+    default_factory=collections.deque
+  )
+  averages: Averages = dataclasses.field(default_factory=Averages)
+
+  def __post_init__(self) -> None:
     self._unsent: list[dict[str, Any]] = []  # Episodes that process 0 lacks.
     self._compiled: set[str] = set()
     self._train = Aggregator()
     self._usage = Usage()
     self._performance = Performance()
     self._counted_flops = False
-    self._batch_steps = config.batch_size * config.batch_length
-    self._policy_fps = Rate(progress.step)
-    self._train_fps = Rate(progress.update * self._batch_steps)
+    self._batch_steps = self.config.batch_size * self.config.batch_length
+    self._policy_fps = Rate(self.progress.step)
+    self._train_fps = Rate(self.progress.update * self._batch_steps)
     self._latest: dict[str, float] = {}
 
   @contextlib.contextmanager
@@ -91,9 +73,9 @@ class Logger:
     """
     if compiles not in self._compiled:
       self._compiled.add(compiles)
-      self._writers.terminal.log_status(f'Compiling {compiles}.')
+      self.writers.terminal.log_status(f'Compiling {compiles}.')
       name = 'compiling'
-    with self._timer.section(name):
+    with self.timer.section(name):
       yield
 
   def add_update(self, result: Result) -> None:
@@ -106,10 +88,10 @@ class Logger:
         result.metrics['opt/skipped'],
       )
 
-  def add_episodes(self, step: int) -> None:
-    """Adds the new episodes of this host, which ended at an agent step."""
+  def add_episodes(self) -> None:
+    """Adds the new episodes of this host."""
     while self.episodes:
-      episode = {'step': step, **self.episodes.popleft()}
+      episode = {'step': self.progress.step, **self.episodes.popleft()}
       if jax.process_index():
         self._unsent.append(episode)
       else:
@@ -117,32 +99,26 @@ class Logger:
 
   def gather_episodes(self) -> None:
     """Sends the episodes of all other hosts to process 0."""
-    hosts = self._sync.gather(self._unsent, self._config.distributed.timeout)
+    hosts = self._gather(self._unsent)
     self._unsent = []
     if jax.process_index() == 0:
       episodes = [episode for part in hosts for episode in part]
       for episode in sorted(episodes, key=lambda episode: episode['step']):
         self._add_episode(episode)
 
-  def write_scores(
-    self, step: int, episodes: Sequence[Mapping[str, Any]], mode: str
-  ) -> None:
-    """Writes the scores of episodes that ended at an agent step."""
-    for episode in episodes:
-      self._writers.write_score(step, episode['score'], episode['length'], mode)
-
-  def write(self, progress: Progress, saves: Mapping[str, float]) -> None:
+  def write(self, saves: Mapping[str, float]) -> None:
     """Writes all metrics since the last call, and shows progress.
 
     Args:
-      progress: Progress of the run.
       saves: Metrics of checkpoints.
     """
+    progress = self.progress
+    progress.logged = progress.step
     self.gather_episodes()
     train = self._train.result()
     if train and not self._counted_flops:
       self._count_flops()
-    sections = self._timer.take()
+    sections = self.timer.take()
     learning = sections.get('learning')
     metrics = {
       **train,
@@ -153,56 +129,65 @@ class Logger:
       **_waits(sections),
       **self._usage.stats(_device_bytes()),
       **saves,
-      'policy/staleness': self._publisher.staleness(progress.update),
+      'policy/staleness': self.publisher.staleness(progress.update),
       'fps/policy': self._policy_fps(progress.step),
       'fps/train': self._train_fps(progress.update * self._batch_steps),
-      'perf/goodput': self._timer.goodput(),
+      'perf/goodput': self.timer.goodput(),
     }
-    self.write_report(progress, metrics)
-    terminal = self._writers.terminal
+    self.write_report(metrics)
     if progress.offline:
-      terminal.progress(
-        progress.update, progress.max_update, metrics, unit='update'
-      )
+      done, total, unit = progress.update, progress.max_update, 'update'
     else:
-      terminal.progress(progress.step, progress.max_step, metrics)
+      done, total, unit = progress.step, progress.max_step, 'step'
+    self.writers.terminal.progress(done, total, metrics, unit=unit)
     self._latest.update(metrics)
 
-  def write_report(
-    self, progress: Progress, metrics: Mapping[str, Any]
-  ) -> None:
-    """Writes metrics and videos as they are."""
-    frames = progress.step * self._repeat
-    self._writers.write(
-      progress.step, metrics, frames=frames, update=progress.update
+  def write_scores(self, episodes: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the scores of an evaluation."""
+    for episode in episodes:
+      self._write_score(self.progress.step, episode, 'eval')
+
+  def summary(self) -> None:
+    """Shows the end of the run."""
+    self.writers.terminal.summary(
+      self.progress.step,
+      self.progress.update,
+      self._latest,
+      self.timer.shares(),
+      self.logdir,
+      done=self.progress.done,
     )
 
-  def summary(self, progress: Progress) -> None:
-    """Shows the end of the run."""
-    self._writers.terminal.summary(
-      progress.step,
-      progress.update,
-      self._latest,
-      self._timer.shares(),
-      self._logdir,
-      done=progress.done,
-    )
+  def write_report(self, metrics: Mapping[str, Any]) -> None:
+    """Writes metrics and videos as they are."""
+    step, update = self.progress.step, self.progress.update
+    frames = step * self.repeat
+    self.writers.write(step, metrics, frames=frames, update=update)
+
+  def _write_score(
+    self, step: int, episode: Mapping[str, Any], mode: str
+  ) -> None:
+    self.writers.write_score(step, episode['score'], episode['length'], mode)
 
   def _add_episode(self, episode: Mapping[str, Any]) -> None:
     self.averages.add(episode['stats'])
-    self.write_scores(episode['step'], [episode], 'train')
+    self._write_score(episode['step'], episode, 'train')
 
   def _replay_metrics(self) -> dict[str, float]:
-    own = self._replay.stats()
-    hosts = self._sync.gather(own, self._config.distributed.timeout)
+    own = self.replay.stats()
+    hosts = self._gather(own)
     summed = {name: sum(host[name] for host in hosts) for name in _SUMMED}
     return {f'replay/{k}': v for k, v in {**own, **summed}.items()}
+
+  def _gather(self, value: Any) -> list[Any]:
+    timeout = self.config.distributed.timeout
+    return self.sync.gather(value, name='a log', timeout=timeout)
 
   def _count_flops(self) -> None:
     """Counts the FLOPs of an update; cheap once it is compiled."""
     self._counted_flops = True
-    steps = self._learner.steps
-    arguments = steps.train_arguments(self._config.batch_length)
+    steps = self.learner.steps
+    arguments = steps.train_arguments(self.config.batch_length)
     devices = steps.rows.mesh.devices.ravel()
     self._performance.count(
       steps.train.trace(*arguments).jaxpr, devices[0].device_kind, len(devices)

@@ -40,11 +40,10 @@ def _actor(run: Run) -> Iterator[Callable[[], None]]:
   def act() -> None:
     try:
       while not ended.is_set():
+        train.act(run)
         if progress.should_wait():
           with timer.section('actor_wait'):
             progress.wait(lambda: not progress.should_wait() or ended.is_set())
-        else:
-          train.act(run)
     except BaseException as error:
       errors.append(error)
 

@@ -17,9 +17,8 @@ from dreamer_tpu.run.ratio import Ratio
 class Progress:
   """Counts steps and updates, and keeps acting and learning in step.
 
-  The main thread calls `agree` to learn the counts of all hosts. The thread
-  that acts, which may be another one, only uses `should_wait`, `add_steps`,
-  `wait` and `acting`.
+  The thread that acts may be another one than the main thread; it only uses
+  `should_wait`, `add_steps`, `wait` and `acting`.
 
   Args:
     config: Configuration of the run.
@@ -32,11 +31,12 @@ class Progress:
     step: Agent steps of all hosts, as far as all of them know.
     update: Updates so far.
     pending: Updates due by `run.train_ratio` that are not made yet.
-    ready: Whether every host's replay holds enough data to train.
-    needed: Sequences that the replay of this host needs for that.
-    offline: Whether the run only learns, for `run.updates` updates.
+    logged: Value of `step` at the last log.
     max_step: Agent steps of the whole run.
     max_update: Updates of the whole run, if it is offline.
+    offline: Whether the run only learns.
+    needed: Sequences in the replay of each host from which training starts.
+    ready: Whether the replays of all hosts hold that many.
     acting: Lock to hold during a step of the environments.
   """
 
@@ -48,20 +48,20 @@ class Progress:
     envs: int,
     saved: dict[str, Any],
   ):
-    run = config.run
+    run, hosts = config.run, jax.process_count()
     self._sync = sync
     self._replay = replay
-    self.max_step, self.max_update = run.steps, run.updates
-    self.step = self._logged = saved.get('step', 0)
+    self._envs = envs
+    self.step = self.logged = saved.get('step', 0)
     self.update = self._first_update = saved.get('update', 0)
     self.pending = saved.get('owed', 0)
-    self.ready = False
-    self.needed = config.batch_size // jax.process_count() * config.batch_length
+    self.max_step, self.max_update = run.steps, run.updates
     self.offline = bool(run.updates)
+    self.needed = config.batch_size // hosts * config.batch_length
+    self.ready = False
     self.acting = threading.Lock()
-    self._envs = envs
-    self._new_steps = 0  # Of this host, not agreed on yet.
     self._condition = threading.Condition()
+    self._new_steps = 0  # Of this host, not agreed on yet.
     self._stopped = False
     self._now = 0.0
     batch_steps = config.batch_size * config.batch_length
@@ -69,10 +69,12 @@ class Progress:
     if saved:
       self._ratio.load(saved['ratio'])
     # Updates per new step, if all hosts act as fast as this one.
-    self._rate = run.train_ratio / batch_steps * jax.process_count()
-    self._log = Interval(run.log_every, first=True, update=self.update)
-    self._report = Interval(run.report_every, update=self.update)
-    self._save = Interval(run.save_every, update=self.update)
+    self._rate = run.train_ratio / batch_steps * hosts
+    self._intervals = {
+      'log': Interval(run.log_every, first=True, update=self.update),
+      'report': Interval(run.report_every, update=self.update),
+      'save': Interval(run.save_every, update=self.update),
+    }
 
   @property
   def filled(self) -> bool:
@@ -93,7 +95,7 @@ class Progress:
 
   @property
   def exit_code(self) -> int:
-    """0 when done, 75 when asked to stop before."""
+    """0 when done, 75 when stopped early."""
     return 0 if self.done else EXIT_CODE
 
   @property
@@ -110,7 +112,7 @@ class Progress:
   @property
   def unlogged(self) -> bool:
     """Whether anything happened since the last log."""
-    return self.step > self._logged or self.offline
+    return self.step > self.logged or self.offline
 
   def should_wait(self) -> bool:
     """Returns whether acting is ahead of learning or of other hosts."""
@@ -141,7 +143,7 @@ class Progress:
       self._condition.wait_for(condition, timeout=0.1)
 
   def agree(self, stop: bool) -> None:
-    """Takes over the counts of all hosts, one call late if there are several.
+    """Adds the steps of all hosts, one call late if there are several.
 
     Args:
       stop: Whether this host was asked to stop.
@@ -153,7 +155,7 @@ class Progress:
     self._advance(consensus.steps)
 
   def drain(self) -> None:
-    """Takes over all steps of all hosts; waits for them."""
+    """Adds all steps of all hosts; waits for them."""
     self._advance(self._sync.drain(self._take_steps()))
 
   def updates_due(self, limit: int | None = None) -> int:
@@ -162,22 +164,11 @@ class Progress:
       return 1
     return self.pending if limit is None else min(self.pending, limit)
 
-  def log_due(self) -> bool:
-    """Returns whether to log now; `finish` logs the end of the run."""
-    if not (self.running and self.unlogged):
-      return False
-    due = self._log(self.update, self._now)
-    if due:
-      self._logged = self.step
-    return due
-
-  def report_due(self) -> bool:
-    """Returns whether to report now."""
-    return self._report(self.update, self._now)
-
-  def save_due(self) -> bool:
-    """Returns whether to save now."""
-    return self._save(self.update, self._now)
+  def due(self, event: str) -> bool:
+    """Returns whether to 'log', 'report' or 'save' now."""
+    if event == 'log' and not (self.running and self.unlogged):
+      return False  # The end of the run is logged separately.
+    return self._intervals[event](self.update, self._now)
 
   def state(self) -> dict[str, Any]:
     """Returns the state as JSON values."""

@@ -1,5 +1,6 @@
 """Reports on replayed sequences, and evaluations during training."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -71,46 +72,31 @@ class Reporter:
     return {**{k: float(np.mean(v)) for k, v in totals.items()}, **videos}
 
 
+@dataclasses.dataclass(kw_only=True)
 class Evaluator:
   """Plays episodes into a replay of their own, and reports on it.
 
-  Args:
-    config: Configuration of the run.
+  Attributes:
     env: Evaluation environments of this host.
-    policy: Policy step for these environments.
-    replay: Evaluation replay of this host.
+    policy: Policy for these environments.
+    replay: Replay of their steps.
     reporter: Reporter on this replay.
     sync: Exchange between the hosts, which share the episodes.
     preemption: Stop request, which ends an evaluation early.
-
-  Attributes:
-    replay: Evaluation replay of this host.
-    stream: Stream of the reporter.
+    count: Episodes of this host in each evaluation.
     episodes: Episodes of all hosts in the last evaluation.
     score: Mean score of the last complete evaluation.
   """
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    env: VectorEnv,
-    policy: PolicyStep,
-    replay: Replay,
-    reporter: Reporter,
-    sync: HostSync,
-    preemption: Preemption,
-  ):
-    self._env = env
-    self._policy = policy
-    self._reporter = reporter
-    self._sync = sync
-    self._preemption = preemption
-    share, rest = divmod(config.run.eval_eps, jax.process_count())
-    self._share = share + (jax.process_index() < rest)
-    self.replay = replay
-    self.stream = reporter.stream
-    self.episodes: list[dict[str, Any]] = []
-    self.score: float | None = None
+  env: VectorEnv
+  policy: PolicyStep
+  replay: Replay
+  reporter: Reporter
+  sync: HostSync
+  preemption: Preemption
+  count: int
+  episodes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  score: float | None = None
 
   def __call__(self, params: dict[str, Any], update: int) -> dict[str, Any]:
     """Evaluates the policy; all hosts call this at the same update.
@@ -124,16 +110,16 @@ class Evaluator:
       and 'eval/*' losses and videos of the evaluation replay; empty if the run
       was asked to stop meanwhile.
     """
-    self._policy.params = params
+    self.policy.params = params
     result = evaluate(
-      self._env,
-      self._policy,
-      self._share,
+      self.env,
+      self.policy,
+      self.count,
       store=self.replay.add,
-      stop=lambda: self._preemption.requested,
+      stop=lambda: self.preemption.requested,
       record=1,
     )
-    hosts = self._sync.gather(
+    hosts = self.sync.gather(
       [result.complete, len(self.replay) > 0, result.episodes]
     )
     complete, filled, episodes = zip(*hosts, strict=True)
@@ -145,5 +131,5 @@ class Evaluator:
     self.score = metrics.get('episode/score', self.score)
     metrics |= {f'episode/{k}': v for k, v in result.videos.items()}
     if all(filled):
-      metrics |= self._reporter(update)
+      metrics |= self.reporter(update)
     return {f'eval/{k}': v for k, v in metrics.items()}

@@ -56,26 +56,7 @@ _EVAL_CAPACITY = 0.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """Parts of a training run on this host.
-
-  Attributes:
-    actor: Steps the environments.
-    replay: Stores the steps.
-    stream: Samples training batches.
-    learner: Updates the agent.
-    publisher: Copies the agent's weights to the policy.
-    policy: Chooses actions.
-    reporter: Computes losses and videos without an update.
-    evaluator: Plays evaluation episodes, if the run evaluates.
-    saver: Saves the run.
-    logger: Collects and writes metrics.
-    progress: Counts steps and updates.
-    sync: Exchanges values with the other hosts.
-    preemption: Receives stop requests.
-    profiler: Traces updates.
-    timer: Times sections.
-    terminal: Terminal.
-  """
+  """Parts of a training run on this host."""
 
   actor: Actor
   replay: Replay
@@ -124,7 +105,7 @@ class Run:
   def _streams(self) -> dict[str, Stream]:
     streams = {'stream': self.stream, 'report': self.reporter.stream}
     if self.evaluator:
-      streams['eval'] = self.evaluator.stream
+      streams['eval'] = self.evaluator.reporter.stream
     return streams
 
 
@@ -142,117 +123,98 @@ def make(
   Raises:
     UserError: The configuration, the environment or the logdir do not fit.
   """
-  timer = Timer()
+  timer, sync = Timer(), HostSync()
   hosts, index = jax.process_count(), jax.process_index()
   outputs = () if index else config.metrics.outputs
   terminal = Terminal(enabled='log' in outputs)
-  sync = HostSync()
   step = max(layout.steps(logdir / 'checkpoints'), default=0)
   with contextlib.ExitStack() as stack:
-    heartbeat = stack.enter_context(Heartbeat(config.distributed, sync))
-    preemption = stack.enter_context(Preemption(terminal.log_status))
+    enter = stack.enter_context
+    heartbeat = enter(Heartbeat(config.distributed, sync))
+    preemption = enter(Preemption(terminal.log_status))
 
-    # Environments.
-    text = f' on each of {hosts} hosts' if hosts > 1 else ''
+    where = f' on each of {hosts} hosts' if hosts > 1 else ''
     terminal.log_status(
-      f'Starting {config.run.envs} environments of {config.task}{text}.'
+      f'Starting {config.run.envs} environments of {config.task}{where}.'
     )
-    limit = config.distributed.env_timeout
-    env = stack.enter_context(
-      TimeLimited(make_envs(config, step), heartbeat, limit)
-    )
-
-    # Agent, learner, policy.
+    env = TimeLimited(make_envs(config, step), heartbeat, config)
+    enter(contextlib.closing(env))
     agent = make_agent(config, env)
-    learner = make_learner(config, agent)
     policy = make_policy(config, agent, env.num_envs)
-    publisher = Publisher(learner, policy, config.policy.publish_every)
-
-    # Replay.
     replay = make_replay(config, agent, env.num_envs)
-    stream = Stream(
-      replay,
-      batch=config.batch_size // hosts,
-      length=config.batch_length,
-      consec=config.consec_train,
-      context=config.replay_context,
-    )
-    report_seed = seed(config, REPORT, step, index)
-    reporter = Reporter(
-      config, learner, replay, seed=report_seed, prefix='report/'
-    )
-
+    learner = make_learner(config, agent)
+    publisher = Publisher(learner, policy, config.policy.publish_every)
     evaluator = None
     if with_eval:
-      eval_env = stack.enter_context(
-        TimeLimited(make_envs(config, step, evaluate=True), heartbeat, limit)
-      )
+      eval_env = make_envs(config, step, evaluate=True)
+      eval_env = TimeLimited(eval_env, heartbeat, config)
+      enter(contextlib.closing(eval_env))
       eval_replay = make_replay(config, agent, eval_env.num_envs, evaluate=True)
       eval_seed = seed(config, EVAL_REPORT, step, index)
       evaluator = Evaluator(
-        config,
-        eval_env,
-        make_policy(config, agent, eval_env.num_envs, evaluate=True),
-        eval_replay,
-        Reporter(config, learner, eval_replay, seed=eval_seed),
-        sync,
-        preemption,
+        env=eval_env,
+        policy=make_policy(config, agent, eval_env.num_envs, evaluate=True),
+        replay=eval_replay,
+        reporter=Reporter(config, learner, eval_replay, seed=eval_seed),
+        sync=sync,
+        preemption=preemption,
+        count=len(range(index, config.run.eval_eps, hosts)),
       )
 
-    # The checkpoint, and what depends on it.
-    saver = stack.enter_context(
-      Saver(
-        config, logdir, learner, replay, evaluator.replay if evaluator else None
-      )
-    )
+    replays = [replay, evaluator.replay] if evaluator else [replay]
+    saver = enter(Saver(config, logdir, learner, *replays))
     saved = saver.load_or_init(terminal.log_status)
     if index == 0:
       logdirs.save_config(config, logdir)
     counts = learner.parameter_counts()
     modules = ', '.join(f'{name} {count:,}' for name, count in counts.items())
-    total = sum(counts.values())
-    terminal.log_status(f'The agent has {total:,} parameters: {modules}.')
-    writers = stack.enter_context(
-      Writers(
-        logdir,
-        outputs,
-        config.to_dict(),
-        resume_step=saved.get('step', 0),
-        terminal=terminal,
-      )
+    terminal.log_status(
+      f'The agent has {sum(counts.values()):,} parameters: {modules}.'
     )
-    profiler = stack.enter_context(
-      Profiler(config.run.profile, logdir, terminal.log_status)
+    start, values = saved.get('step', 0), config.to_dict()
+    writers = enter(
+      Writers(logdir, outputs, values, resume_step=start, terminal=terminal)
     )
     timer.resume(saved.get('timer', {}))
     progress = Progress(config, sync, replay, env.num_envs, saved)
-    logger = Logger(
-      config,
-      str(logdir),
-      writers=writers,
-      timer=timer,
-      sync=sync,
-      learner=learner,
-      replay=replay,
-      publisher=publisher,
-      progress=progress,
-      repeat=env.repeat,
-    )
     run = Run(
       actor=Actor(env, policy),
       replay=replay,
-      stream=stream,
+      stream=Stream(
+        replay,
+        batch=config.batch_size // hosts,
+        length=config.batch_length,
+        consec=config.consec_train,
+        context=config.replay_context,
+      ),
       learner=learner,
       publisher=publisher,
       policy=policy,
-      reporter=reporter,
+      reporter=Reporter(
+        config,
+        learner,
+        replay,
+        seed=seed(config, REPORT, step, index),
+        prefix='report/',
+      ),
       evaluator=evaluator,
       saver=saver,
-      logger=logger,
+      logger=Logger(
+        config=config,
+        logdir=str(logdir),
+        writers=writers,
+        timer=timer,
+        sync=sync,
+        learner=learner,
+        replay=replay,
+        publisher=publisher,
+        progress=progress,
+        repeat=env.repeat,
+      ),
       progress=progress,
       sync=sync,
       preemption=preemption,
-      profiler=profiler,
+      profiler=enter(Profiler(config.run.profile, logdir, terminal.log_status)),
       timer=timer,
       terminal=terminal,
     )

@@ -1,6 +1,8 @@
 """Ends the run if the environments exceed a time limit."""
 
-from typing import Any, Self
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from dreamer_tpu.envs import VectorEnv
 from dreamer_tpu.hosts.heartbeat import Heartbeat
@@ -9,28 +11,20 @@ from dreamer_tpu.hosts.heartbeat import Heartbeat
 class TimeLimited:
   """Wraps a VectorEnv to end a run of several hosts if a call takes too long.
 
-  A context manager that closes the environments.
-
   Args:
     env: Environments.
     heartbeat: Heartbeat of the hosts.
-    limit: Seconds per call.
+    config: Configuration of the run.
   """
 
-  def __init__(self, env: VectorEnv, heartbeat: Heartbeat, limit: float):
+  def __init__(self, env: VectorEnv, heartbeat: Heartbeat, config: ConfigDict):
     self._env = env
     self._heartbeat = heartbeat
-    self._limit = limit
+    self._limit = config.distributed.env_timeout
     self.num_envs = env.num_envs
     self.obs_space = env.obs_space
     self.act_space = env.act_space
     self.repeat = env.repeat
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *exc: object) -> None:
-    self.close()
 
   def reset(self) -> dict[str, Any]:
     """Resets all environments."""

@@ -30,13 +30,18 @@ def main(
     UserError: The configuration, the environment or the logdir do not fit.
   """
   with setup.make(config, logdir, with_eval=with_eval) as run:
-    loop(run, lambda: None if run.progress.should_wait() else act(run))
+    loop(run, lambda: act(run))
     finish(run)
   return run.progress.exit_code
 
 
 def act(run: Run) -> None:
-  """Acts in all environments of this host and adds the steps to the replay."""
+  """Acts in all environments of this host, unless updates are pending.
+
+  Adds the steps to the replay.
+  """
+  if run.progress.should_wait():
+    return
   with run.progress.acting, run.timer.section('acting'):
     episodes = run.actor.step(run.replay.add)
     run.logger.episodes.extend(episodes)
@@ -53,16 +58,14 @@ def loop(
     act: Acts, or waits for another thread that does.
     update_limit: Maximum number of updates between two calls of `act`.
   """
-  progress, learner, logger, timer = (
-    run.progress, run.learner, run.logger, run.timer,
-  )  # fmt: skip
+  progress, learner, logger = run.progress, run.learner, run.logger
   while progress.running:
     act()
 
     # Agree with the other hosts on steps, stop requests and the time.
-    with timer.section('agreeing'):
+    with run.timer.section('agreeing'):
       progress.agree(stop=run.preemption.requested)
-    logger.add_episodes(progress.step)
+    logger.add_episodes()
     if not progress.ready:
       continue
 
@@ -77,27 +80,28 @@ def loop(
         if progress.caught_up:
           write_back(run, learner.flush())
 
-    with timer.section('publishing'):
+    with run.timer.section('publishing'):
       run.publisher(progress.update)
 
-    if progress.log_due():
-      with timer.section('logging'):
-        logger.write(progress, run.saver.poll())
+    if progress.due('log'):
+      with run.timer.section('logging'):
+        logger.write(run.saver.poll())
 
-    if progress.report_due():
+    if progress.due('report'):
       with logger.section('reporting', compiles='the report'):
         write_back(run, learner.flush())
         metrics = run.reporter(progress.update)
       if run.evaluator:
-        with timer.section('publishing'):
+        with run.timer.section('publishing'):
           run.publisher(progress.update, now=True)
-        with timer.section('evaluating'):
+        run.terminal.log_status('Evaluating the policy.')
+        with run.timer.section('evaluating'):
           metrics |= run.evaluator(run.policy.params, progress.update)
-        logger.write_scores(progress.step, run.evaluator.episodes, 'eval')
-      logger.write_report(progress, metrics)
+        logger.write_scores(run.evaluator.episodes)
+      logger.write_report(metrics)
 
-    if progress.save_due() and all(run.sync.gather(run.saver.ready())):
-      with timer.section('saving'):
+    if progress.due('save') and all(run.sync.gather(run.saver.ready())):
+      with run.timer.section('saving'):
         save(run)
 
 
@@ -114,7 +118,7 @@ def save(run: Run) -> None:
   with run.progress.acting:
     write_back(run, run.learner.flush())
     run.progress.drain()
-    run.logger.add_episodes(run.progress.step)
+    run.logger.add_episodes()
     run.logger.gather_episodes()
     run.saver.save(
       run.progress.step, run.state(), run.stream_states(), run.score
@@ -127,5 +131,5 @@ def finish(run: Run) -> None:
   save(run)
   saves = run.saver.finish()
   if run.progress.unlogged:
-    run.logger.write(run.progress, saves)
-  run.logger.summary(run.progress)
+    run.logger.write(saves)
+  run.logger.summary()
