@@ -1,4 +1,4 @@
-"""Access to nested configurations by dotted key."""
+"""Functions of a configuration."""
 
 from typing import Any
 
@@ -17,3 +17,10 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     else:
       flat[f'{prefix}{key}'] = value
   return flat
+
+
+def sequence_length(config: Any) -> int:
+  """Returns the steps per replay sequence: enough for training and reports."""
+  trained = config.batch_length * config.consec_train
+  reported = config.report_length * config.consec_report
+  return config.replay_context + max(trained, reported)

@@ -5,9 +5,9 @@ changes it, through ml_collections' config flags. Every mistake becomes a
 UserError of one line.
 """
 
-import importlib.util
 import pathlib
 import re
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from dreamer_tpu.errors import UserError, nearest
 DEFAULT_CONFIG = 'configs/gym.py:size1m'
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+_ITEM = re.compile(r'[^\s,()[\]\'"]+')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _BOOLS = {
   **dict.fromkeys(('true', 't', '1', 'yes'), True),
@@ -32,7 +33,7 @@ _BOOLS = {
 
 
 class _Parser(flags.ArgumentParser):
-  """Parses the text of a flag; passes on values that are parsed already."""
+  """Parses the text of a flag; returns other values unchanged."""
 
   def __init__(self, convert: Callable[[str], Any], expected: str):
     self._convert = convert
@@ -51,15 +52,9 @@ def _integer(text: str) -> int:
   try:
     return int(text)
   except ValueError:
-    number = float(text)
-    if not number.is_integer():
+    if not float(text).is_integer():
       raise
-    return int(number)
-
-
-def _strings(text: str) -> tuple[str, ...]:
-  items = (item.strip().strip('\'"') for item in text.strip('([ ])').split(','))
-  return tuple(item for item in items if item)
+    return int(float(text))
 
 
 _PARSERS: dict[type, flags.ArgumentParser] = {
@@ -67,7 +62,9 @@ _PARSERS: dict[type, flags.ArgumentParser] = {
   int: _Parser(_integer, 'an integer, such as 700000 or 7e5'),
   float: _Parser(float, 'a number, such as 0.5 or 4e-5'),
   str: flags.ArgumentParser(),
-  tuple: _Parser(_strings, 'a list, such as 64,64'),
+  tuple: _Parser(
+    lambda text: tuple(_ITEM.findall(text)), 'a list, such as 64,64'
+  ),
 }
 for _type, _parser in _PARSERS.items():
   config_flags.register_flag_parser_for_type(_type, _parser)
@@ -110,7 +107,11 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
     # At absl's default, INFO, Orbax reports every part of every save.
     rest = flags.FLAGS([rest[0], '--verbosity=-1', *rest[1:]])
   except flags.UnrecognizedFlagError as error:
-    raise _unknown_flag(error.flagname, config) from error
+    name, keys = error.flagname, (f'config.{key}' for key in flatten(config))
+    near = nearest(name, ['logdir', 'config', *flags.FLAGS, *keys])
+    raise UserError(
+      f'unknown option --{name}; did you mean --{near}?'
+    ) from error
   except flags.Error as error:
     raise _as_user_error(error) from error
   if len(rest) > 1:
@@ -161,35 +162,28 @@ def load(chosen: str) -> ConfigDict:
     UserError: The file or a preset does not exist.
   """
   name, _, presets = chosen.partition(':')
-  suites = {
-    f'configs/{path.name}'
-    for path in (ROOT / 'configs').glob('*.py')
-    if 'def get_config' in path.read_text()
-  }
-  listed = f'Suites: {", ".join(sorted(suites))}'
-  paths = pathlib.Path(name), ROOT / name
-  path = next((path for path in paths if path.is_file()), None)
-  if path is None:
-    raise UserError(
-      f"--config={chosen}: no file '{name}'; did you mean "
-      f"'{nearest(name, suites)}'? {listed}"
+  found = [path for path in (pathlib.Path(name), ROOT / name) if path.is_file()]
+  get_config = (
+    runpy.run_path(str(found[0])).get('get_config') if found else None
+  )
+  if get_config is None:
+    suites = sorted(
+      f'configs/{path.name}'
+      for path in (ROOT / 'configs').glob('*.py')
+      if 'def get_config' in path.read_text()
     )
-  spec = importlib.util.spec_from_file_location('dreamer_config', path)
-  if spec is None or spec.loader is None:
-    raise UserError(f"--config={chosen}: '{name}' is not a Python file.")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
+    missing = 'no function get_config() in' if found else 'no file'
     raise UserError(
-      f"--config={chosen}: '{name}' has no get_config(). {listed}"
+      f"--config={chosen}: {missing} '{name}'; did you mean "
+      f"'{nearest(name, suites)}'? Suites: {', '.join(suites)}"
     )
   try:
-    return module.get_config(presets)
+    return get_config(presets)
   except LookupError as error:
-    unknown, *valid = error.args
+    unknown, *known = error.args
     raise UserError(
       f"--config={chosen}: unknown preset '{unknown}'; did you mean "
-      f"'{nearest(unknown, valid)}'? Presets: {', '.join(valid)}"
+      f"'{nearest(unknown, known)}'? Presets: {', '.join(known)}"
     ) from error
 
 
@@ -198,14 +192,13 @@ def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
   defaults = flatten(config)
   args: list[str] = []
   for arg in argv:
-    # absl reads no separate value for a boolean, as in `--config.KEY false`.
+    # absl accepts no separate value for a boolean: `--config.KEY false`.
     if args and _OVERRIDE.fullmatch(args[-1]) and not arg.startswith('-'):
       args[-1] += f'={arg}'
     else:
       args.append(arg)
-  for arg in args:
-    match = _OVERRIDE.match(arg)
-    if match and match[1] not in defaults:
+  for match in filter(None, map(_OVERRIDE.match, args)):
+    if match[1] not in defaults:
       raise _unknown_key(match[1], defaults)
   values = flags.FlagValues()
   values.set_gnu_getopt()
@@ -215,10 +208,10 @@ def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
   _, *rest = values(['', *args], known_only=True)
   changed = config_flags.get_override_values(values['config'])
   for key, value in changed.items():
-    if isinstance(value, tuple) and value:
-      parser = _PARSERS[type(defaults[key][0])]
+    if isinstance(value, tuple):
+      item = _PARSERS[type(defaults[key][0])]
       try:
-        items = tuple(map(parser.parse, value))
+        items = tuple(map(item.parse, value))
       except ValueError as error:
         text = ','.join(value)
         raise ValueError(f"--config.{key}='{text}': {error}") from error
@@ -228,8 +221,9 @@ def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
 
 def _as_user_error(error: Exception) -> UserError:
   text = str(error).removeprefix('flag ')
-  flag = text.removeprefix('Missing value for flag ')
-  return UserError(text if flag == text else f'{flag} needs a value.')
+  return UserError(
+    re.sub('Missing value for flag (.*)', r'\1 needs a value.', text)
+  )
 
 
 def _unknown_key(key: str, defaults: dict[str, Any]) -> UserError:
@@ -246,13 +240,7 @@ def _unknown_key(key: str, defaults: dict[str, Any]) -> UserError:
   )
 
 
-def _unknown_flag(name: str, config: Any) -> UserError:
-  keys = [f'config.{key}' for key in flatten(config)]
-  near = nearest(name, ['logdir', 'config', *flags.FLAGS, *keys])
-  return UserError(f'unknown option --{name}; did you mean --{near}?')
-
-
-def _print_help(config: Any) -> NoReturn:
+def _print_help(config: ConfigDict) -> NoReturn:
   print((sys.modules['__main__'].__doc__ or '').strip())
   print('\nKeys, with their values in the chosen configuration:')
   for key, value in flatten(config).items():

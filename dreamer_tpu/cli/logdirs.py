@@ -1,4 +1,4 @@
-"""The run's directory, and the configuration that is kept in it."""
+"""The directory of a run, and the configuration saved in it."""
 
 import datetime
 import itertools
@@ -8,31 +8,29 @@ from typing import Any
 
 from etils import epath
 
+from dreamer_tpu import paths
 from dreamer_tpu.errors import UserError
 
 
 def resolve(logdir: str) -> epath.Path:
-  """The path that --logdir means.
+  """Returns the absolute path for --logdir; creates nothing.
 
   Args:
-    logdir: a local path or a URL such as gs://bucket/run; '{timestamp}' stands
-      for the time now, in UTC, as YYYYmmddTHHMMSS.
-
-  Returns:
-    An absolute path; nothing is created.
+    logdir: A local path or a URL such as gs://bucket/run. '{timestamp}' is
+      replaced by the current UTC time as YYYYmmddTHHMMSS.
   """
   now = datetime.datetime.now(datetime.UTC)
   logdir = logdir.replace('{timestamp}', now.strftime('%Y%m%dT%H%M%S'))
-  if '://' not in logdir:
+  if paths.is_local(logdir):
     logdir = os.path.abspath(os.path.expanduser(logdir))
   return epath.Path(logdir)
 
 
 def check_writable(logdir: epath.Path) -> None:
-  """Creates the directory of a run and tries to write in it.
+  """Creates the directory of a run and checks that it can be written.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: The directory cannot be written.
   """
   trial = logdir / f'{os.getpid()}.partial'
   try:
@@ -44,24 +42,24 @@ def check_writable(logdir: epath.Path) -> None:
 
 
 def save_config(config: Any, logdir: epath.Path) -> None:
-  """Writes config.json, keeping a different one as config.N.json.
+  """Writes config.json; a different earlier one is kept as config.N.json.
 
   Args:
-    config: the merged configuration.
-    logdir: created where missing.
+    config: The merged configuration.
+    logdir: Directory of the run; created if missing.
 
   Raises:
-    UserError: the directory cannot be written.
+    UserError: The directory cannot be written.
   """
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   path = logdir / 'config.json'
-  partial = logdir / 'config.json.partial'
+  names = (logdir / f'config.{number}.json' for number in itertools.count())
   try:
     logdir.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text)
-    if path.exists() and path.read_text() != text:
-      path.rename(_unused(logdir))
-    partial.replace(path)
+    if path.exists() and (earlier := path.read_text()) != text:
+      unused = next(name for name in names if not name.exists())
+      paths.atomic_write(unused, earlier)
+    paths.atomic_write(path, text)
   except OSError as error:
     raise _not_writable(logdir, error) from error
 
@@ -71,8 +69,3 @@ def _not_writable(logdir: epath.Path, error: OSError) -> UserError:
     f'--logdir={logdir} cannot be written '
     f'({error.strerror or error}); choose another directory.'
   )
-
-
-def _unused(logdir: epath.Path) -> epath.Path:
-  paths = (logdir / f'config.{number}.json' for number in itertools.count())
-  return next(path for path in paths if not path.exists())

@@ -16,7 +16,8 @@ from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.shard import LOCAL
-from dreamer_tpu.cli import logdirs, platform, validate
+from dreamer_tpu.cli import logdirs, platform
+from dreamer_tpu.config import sequence_length
 from dreamer_tpu.envs import VectorEnv, make_vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.hosts.heartbeat import Heartbeat
@@ -363,7 +364,7 @@ def make_replay(
   stream = EVAL_REPLAY if evaluate else REPLAY
   return Replay(
     step_spec(agent),
-    length=validate.sequence_length(config),
+    length=sequence_length(config),
     capacity=int(config.replay.size * share) // jax.process_count(),
     chunksize=config.replay.chunksize,
     online=config.replay.online and not evaluate,
