@@ -1,4 +1,4 @@
-r"""DreamerV3: learn a world model, and from it a policy, on one task.
+r"""DreamerV3: learns a world model, and from it a policy, on one task.
 
 Usage:
   python main.py --logdir=DIR [--config=configs/SUITE.py[:PRESET,...]]
@@ -9,15 +9,15 @@ Usage:
              size1m, size12m, size25m, size50m, size100m, size200m, size400m,
              debug.
   --logdir   A local path or gs://bucket/path; {timestamp} becomes the time.
-             The same directory again goes on with the run in it.
+             A directory that holds a run resumes it.
 
 Examples:
   python main.py --logdir=runs/first
   python main.py --logdir=runs/{timestamp} --config=configs/atari.py:size12m \
     --config.task=atari_breakout --config.run.steps=1e6
 
-Exit codes: 0 done; 75 stopped and saved, start again to go on; 1 an error,
-with the reason in the last line.
+Exit codes: 0 done; 75 stopped and saved, run again to resume; 1 an error, with
+the reason in the last line.
 """
 
 import importlib
@@ -33,7 +33,7 @@ def main(command: tuple[ml_collections.ConfigDict, epath.Path]) -> int:
   config, logdir = command
   platform.choose()
   platform.use_huge_pages()
-  # Only now: a mistake above is answered without waiting for JAX to import.
+  # These import JAX, so mistakes on the command line are reported before.
   join = importlib.import_module('dreamer_tpu.hosts.join')
   sync = importlib.import_module('dreamer_tpu.hosts.sync')
   join.start(config.distributed, on_tpu=platform.has_tpu())

@@ -1,1 +1,1 @@
-"""Suites, sizes and presets: one file per suite, defaults in base.py."""
+"""Configurations: one file per suite, with all defaults in base.py."""

@@ -1,4 +1,4 @@
-"""Atari with sticky actions and all 18 actions: 200M frames."""
+"""Atari for 200M frames, with sticky actions and all 18 actions."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from configs.base import base
 
 
 def get_config(presets: str = '') -> ml_collections.ConfigDict:
-  """The suite's configuration with `presets` applied in order."""
+  """Returns the suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'atari_pong'
   config.run.update(steps=51_000_000, train_ratio=32.0, envs=16)

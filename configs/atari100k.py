@@ -1,4 +1,4 @@
-"""Atari with 400K frames of experience, as in the Atari 100k benchmark."""
+"""Atari 100k: 400K frames of experience."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from configs.base import base
 
 
 def get_config(presets: str = '') -> ml_collections.ConfigDict:
-  """The suite's configuration with `presets` applied in order."""
+  """Returns the suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'atari_pong'
   config.run.update(steps=110_000, train_ratio=256.0, envs=1)

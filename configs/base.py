@@ -1,7 +1,7 @@
-"""Every option with its default. Suites and presets change values, never keys.
+"""All options with their defaults. Suites and presets change only values.
 
-Durations are in seconds, counts in agent steps over all hosts. The names
-follow the public implementation of DreamerV3 where it has one.
+Durations are in seconds. Steps are agent steps, summed over all hosts. Names
+follow the public implementation of DreamerV3 where it has the same option.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import ml_collections
 
 
 def base() -> ml_collections.ConfigDict:
-  """The complete configuration that suites start from."""
+  """Returns the complete configuration that suites start from."""
   return ml_collections.ConfigDict(
     dict(
       task='dmc_walker_walk',
@@ -38,11 +38,13 @@ def base() -> ml_collections.ConfigDict:
 
 
 def _run() -> dict[str, Any]:
-  """Of every *_every: 0 is never, negative is at every update.
+  """Returns the options of the run itself.
 
-  updates: 0 acts and learns; else nobody acts, and the run learns from the
-  replay of its logdir up to so many updates in all. profile: updates to trace,
-  such as '100:120'.
+  Intervals (`*_every`) are in seconds; 0 disables, negative means every update.
+
+  updates: If positive, trains offline on the replay in the logdir, up to this
+    total number of updates, without acting.
+  profile: Range of updates to trace, such as '100:120'.
   """
   return dict(
     steps=10_000_000_000,
@@ -63,31 +65,36 @@ def _run() -> dict[str, Any]:
 
 
 def _checkpoint() -> dict[str, Any]:
-  """The newest `keep` are kept with their replay; 0 is none for the others.
+  """Returns the options for retention of checkpoints.
 
-  keep_every: for good, the first one and then one for every so many steps;
-  keep_best: so many of the highest evaluation scores. Of both the agent is
-  kept, the replay no longer than by `keep`. timeout: seconds that hosts wait
-  for each other in a save.
+  keep: Number of newest checkpoints to keep, with their replay.
+  keep_every: Also keeps one agent, without replay, per this many steps; 0
+    disables.
+  keep_best: Also keeps this many agents with the highest evaluation scores; 0
+    disables.
+  timeout: Seconds that hosts wait for each other when saving.
   """
   return dict(keep=2, keep_every=0, keep_best=1, timeout=600.0)
 
 
 def _policy() -> dict[str, Any]:
-  """How it acts, and after how many updates it gets the new weights.
+  """Returns the options for acting.
 
-  device: 'shared' with the learner, 'reserved' or 'cpu'. mode, eval_mode:
-  'sample' or 'mode' of the policy, or 'random' actions.
+  device: 'shared' with the learner, 'reserved' (one device per host that does
+    not learn) or 'cpu'.
+  mode, eval_mode: 'sample' or 'mode' of the policy, or 'random' actions.
+  publish_every: Updates between transfers of new weights to the policy.
   """
   return dict(device='shared', mode='sample', eval_mode='mode', publish_every=1)
 
 
 def _distributed() -> dict[str, Any]:
-  """How several hosts find each other; see `dreamer_tpu.run.hosts`.
+  """Returns the options for several hosts; see `dreamer_tpu.hosts`.
 
-  enabled: auto is on TPU VMs and where a coordinator is named. timeout: for
-  all of them to come, and to leave. silence: after which one counts as dead.
-  env_timeout: for a step of the environments, with several hosts.
+  enabled: 'auto' joins other hosts on TPU VMs and if a coordinator is given.
+  timeout: Seconds for all hosts to join, and to leave.
+  silence: Seconds without a heartbeat after which a host counts as dead.
+  env_timeout: Seconds for one step of the environments.
   """
   return dict(
     enabled='auto',
@@ -101,11 +108,13 @@ def _distributed() -> dict[str, Any]:
 
 
 def _replay() -> dict[str, Any]:
-  """How sequences are drawn: shares of `fracs`, which add up to 1.
+  """Returns the options of the replay.
 
-  Priorities are the world model's losses; a sequence's is maxfrac of its
-  steps' largest and the rest of their mean, each to the power of exponent.
-  Recency is 1 / age^recexp.
+  fracs: Shares of the samples by sampling method; they add up to 1.
+  prio: Priorities are the world model's losses to the power of `exponent`. A
+    sequence has `maxfrac` times the maximum of its steps plus `1 - maxfrac`
+    times their mean.
+  recexp: Recency sampling weights a sequence by 1 / age^recexp.
   """
   return dict(
     size=5_000_000,
@@ -120,10 +129,10 @@ def _replay() -> dict[str, Any]:
 
 
 def _agent() -> dict[str, Any]:
-  """Sizes as in size200m; algorithmic constants as in the paper, Table 4.
+  """Returns the options of the agent: size200m, constants of Table 4.
 
-  remat: computes the encoder and the decoder again in the backward pass
-  instead of keeping what they made of the images.
+  remat: Rematerializes the image encoder and decoder in the backward pass,
+    which saves memory.
   """
   units = 1024
   return dict(
@@ -181,9 +190,9 @@ def _agent() -> dict[str, Any]:
 
 
 def _rules() -> dict[str, str]:
-  """The mesh axis that each logical axis of a parameter is split over.
+  """Returns the mesh axis over which each logical axis is split.
 
-  An axis that does not divide, or is used already, stays whole.
+  An axis stays whole if it does not divide or if the mesh axis is taken.
   """
   return dict(
     blocks='model',
@@ -195,12 +204,14 @@ def _rules() -> dict[str, str]:
 
 
 def _env() -> dict[str, Any]:
-  """One group a suite. Images are (height, width); a length of 0 is no limit.
+  """Returns the options of the environments, one group per suite.
 
-  stepping: workers (a process per environment), serial (one after another, in
-  this process) or auto (workers unless the suite calls its steps cheap). Atari
-  has its own threads. atari.actions: all or needed. atari.length and
-  gym.length are in frames, crafter.length in steps.
+  stepping: 'workers' (a process per environment), 'serial' (one after another
+    in this process) or 'auto' (workers, unless steps are cheap). Atari has its
+    own threads.
+  size: Height and width of images.
+  actions: All 18 Atari actions, or only those that are 'needed'.
+  length: Limit of an episode, in frames (Crafter: in steps); 0 disables.
   """
   return dict(
     stepping='auto',

@@ -1,4 +1,4 @@
-"""Crafter, with its reward: 1M steps."""
+"""Crafter with rewards for 1M steps."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from configs.base import base
 
 
 def get_config(presets: str = '') -> ml_collections.ConfigDict:
-  """The suite's configuration with `presets` applied in order."""
+  """Returns the suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'crafter_reward'
   config.run.update(steps=1_100_000, train_ratio=512.0, envs=1)

@@ -1,4 +1,4 @@
-"""DeepMind Control from proprioception: 1M steps, a small model."""
+"""DeepMind Control from proprioception for 1M steps, with a small model."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from configs.base import base
 
 
 def get_config(presets: str = '') -> ml_collections.ConfigDict:
-  """The suite's configuration with `presets` applied in order."""
+  """Returns the suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'dmc_walker_walk'
   config.run.update(steps=1_100_000, train_ratio=1024.0, envs=16)

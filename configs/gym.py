@@ -1,4 +1,4 @@
-"""Any Gymnasium environment; CartPole-v1, a small task, by default."""
+"""Any Gymnasium environment; the default is CartPole-v1, a small task."""
 
 import ml_collections
 
@@ -7,12 +7,11 @@ from configs.base import base
 
 
 def get_config(presets: str = '') -> ml_collections.ConfigDict:
-  """The suite's configuration with `presets` applied in order."""
+  """Returns the suite's configuration with `presets` applied in order."""
   config = base()
   config.task = 'gym_CartPole-v1'
   config.run.update(steps=20_000, train_ratio=32.0, envs=8)
-  # Small tasks on small machines: smaller batches and larger steps learn
-  # in minutes.
+  # Small tasks learn in minutes with smaller batches and a larger step size.
   config.batch_size, config.batch_length = 8, 32
   config.agent.opt.update(lr=3e-4, warmup=200)
   config.replay.size = 1_000_000

@@ -1,8 +1,8 @@
 """The model sizes, from 1 to 400 million parameters.
 
-Every size follows from one number, the units of a hidden layer: the recurrent
-state holds eight times as many, the discrete state and the convolutions have a
-sixteenth as many classes and channels.
+Every size follows from the units of a hidden layer: the recurrent state has
+eight times as many; the discrete state has a sixteenth as many classes, and the
+convolutions a sixteenth as many channels.
 """
 
 import functools
@@ -21,14 +21,14 @@ UNITS = {
 
 
 def resize(config: ml_collections.ConfigDict, units: int) -> None:
-  """Gives the agent of `config` the widths that belong to `units`."""
+  """Sets all widths of the agent from `units`."""
   agent = config.agent
   agent.rssm.update(deter=8 * units, hidden=units, classes=units // 16)
   for part in (agent.encoder, agent.decoder):
     part.update(depth=units // 16, units=units)
   for head in (agent.reward, agent.cont, agent.policy, agent.value):
     head.units = units
-  # Above 200M parameters an update would not fit a chip of 16 GiB.
+  # Without it, an update above 200M parameters does not fit 16 GiB.
   agent.remat = units > 1024
 
 

@@ -19,7 +19,7 @@ with open(sys.argv[1]) as lines:
   episodes = [json.loads(line) for line in lines]
 scores = [x['episode/score'] for x in episodes if x['mode'] == 'train']
 if not scores:
-  sys.exit('No episode was finished: the run is too short for a score.')
+  sys.exit('No episode has finished: the run is too short for a score.')
 count = min(20, len(scores))
 print(f'First {count} episodes: score {statistics.mean(scores[:count]):.1f}')
 print(f'Final score: {statistics.mean(scores[-count:]):.1f} '

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs main.py as several hosts on this machine, with virtual CPU devices.
+# Runs main.py on this machine as several hosts with virtual CPU devices.
 #   launch/local_pod.sh HOSTS DEVICES_PER_HOST --logdir=DIR [options of main.py]
-# Ctrl-C or SIGTERM: all of them save and stop. Exits with the first code that
-# is not 0. Host I other than 0 writes to host-I.log in the logdir.
+# Ctrl-C and SIGTERM save and stop all hosts. Exits with the first nonzero exit
+# code. Every host I but 0 writes to host-I.log in the logdir.
 if [ $# -lt 3 ]; then
   sed -n 's/^# \{0,1\}//p' "$0" | sed 1d >&2
   exit 1
@@ -34,7 +34,7 @@ trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 
 code=0
 for pid in "${pids[@]}"; do
-  # A signal to this script interrupts the wait, not the process.
+  # A signal to this script interrupts the wait, but not the process.
   while
     result=0
     wait "$pid" || result=$?

@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: moves to the root of the project and leaves
-# its .venv active, with everything in requirements.txt. Quick when it is there.
+# Sourced by the other scripts: changes to the root of the project and activates
+# .venv, after installing requirements.txt into it if needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +13,7 @@ debian_packages() {
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   if [ "$(id -u)" != 0 ]; then
-    echo "setup: missing Debian packages; as root: apt-get install" \
+    echo "setup: missing Debian packages; run as root: apt-get install" \
       "${missing[*]}" >&2
     return 0
   fi
@@ -36,11 +36,11 @@ find_python() {
 
 make_venv() {
   local python
-  if ! python=$(find_python); then # As on TPU VMs: uv brings one along.
+  if ! python=$(find_python); then # As on TPU VMs: uv installs one.
     python3 -m pip install --quiet --target .venv/uv uv &&
       .venv/uv/bin/uv venv --quiet --seed --allow-existing --python 3.11 .venv ||
       {
-        echo 'setup: no Python 3.11 or newer; name one:' \
+        echo 'setup: no Python 3.11 or newer; set one:' \
           'PYTHON=/path/to/python' >&2
         return 1
       }

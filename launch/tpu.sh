@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of Google Cloud: every worker runs main.py, as one pod.
+# Trains on a TPU slice of Google Cloud; all workers run main.py as one pod.
 #   launch/tpu.sh train NAME TYPE ZONE --logdir=gs://BUCKET/RUN [options of main.py]
-#   launch/tpu.sh stop NAME ZONE      saves and stops; 'train' goes on from there
-#   launch/tpu.sh delete NAME ZONE    gives the slice back
-# 'train' asks for the slice where there is none (such as TYPE v5litepod-16,
-# v5p-16, v6e-16), copies this folder to all workers, installs, trains and shows
-# what worker 0 prints. A slice that is preempted is asked for again, and the
-# run goes on from its last checkpoint. Environment: PROJECT, GCLOUD_FLAGS (such
-# as --spot, for the request), VERSION (runtime of the TPU VM).
+#   launch/tpu.sh stop NAME ZONE      saves and stops; 'train' resumes
+#   launch/tpu.sh delete NAME ZONE    deletes the slice
+# 'train' requests the slice if it does not exist (TYPE is v5litepod-16, v5p-16,
+# v6e-16, ...), copies this folder to all workers, installs, trains, and shows
+# the output of worker 0. If the slice is preempted, 'train' requests it again
+# and resumes from the last checkpoint. Environment variables: PROJECT,
+# GCLOUD_FLAGS (for the request, such as --spot), VERSION (TPU VM runtime).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-POLL=${POLL:-20} # Seconds between two looks at the slice.
+POLL=${POLL:-20} # Seconds between polls of the state.
 
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
@@ -30,7 +30,7 @@ on() { # WORKERS COMMAND
   tpus tpu-vm ssh "$name" --worker="$1" --command="$2"
 }
 
-state() { # Of the request; empty where there is none.
+state() { # Prints the state of the request, or nothing if there is none.
   tpus queued-resources describe "$name" --format='value(state.state)' \
     2>/dev/null || true
 }
@@ -49,8 +49,8 @@ acquire() {
   while now=$(state) && [ "$now" != ACTIVE ]; do
     case $now in
       '')
-        echo "tpu: asking for $name, $type in $zone"
-        # shellcheck disable=SC2086  # GCLOUD_FLAGS are several words.
+        echo "tpu: requesting $name, $type in $zone"
+        # shellcheck disable=SC2086  # GCLOUD_FLAGS may hold several words.
         tpus queued-resources create "$name" --node-id="$name" \
           --accelerator-type="$type" \
           --runtime-version="${VERSION:-$(runtime)}" ${GCLOUD_FLAGS:-}
@@ -75,8 +75,8 @@ install() {
     sudo -n bash dreamer_tpu/launch/setup.sh && rm -f dreamer_tpu/.stopped'
 }
 
-# The run outlives a broken connection: its output is in run.log, its process in
-# .pid, and at the end its exit code in .code.
+# The run survives a lost connection: run.log has its output, .pid its process,
+# and .code its exit code once it has ended.
 start() {
   on all "cd dreamer_tpu && rm -f .code && : >run.log &&
     { setsid nohup bash -c '.venv/bin/python main.py \"\$@\" >run.log 2>&1 &
@@ -84,8 +84,8 @@ start() {
     main $(printf '%q ' "$@") </dev/null >/dev/null 2>&1 & }"
 }
 
-# Shows worker 0's log from line $shown on, until the run has ended or the
-# connection breaks. Sets `code`, empty when it is not known.
+# Shows the log of worker 0 after line $shown until the run ends or the
+# connection is lost. Sets `code` to the exit code, or '' if it is unknown.
 follow() {
   local text
   while
@@ -102,13 +102,13 @@ follow() {
 
 train() {
   [[ " $* " == *" --logdir=gs://"* ]] ||
-    fail '--logdir=gs://BUCKET/RUN is needed, which all workers can see'
+    fail 'set --logdir=gs://BUCKET/RUN, which all workers can access'
   while true; do
     acquire
     shown=0 code=''
-    # After a broken connection, or in another terminal, it may still be going.
+    # The run may still be going after a lost connection.
     if on 0 'kill -0 "$(cat dreamer_tpu/.pid)"' 2>/dev/null; then
-      echo "tpu: $name is training already; showing that run"
+      echo "tpu: $name is already training; showing that run"
     else
       install
       echo "tpu: starting on all workers of $name"
@@ -123,7 +123,7 @@ train() {
         fi
         ;;
       *)
-        sleep "$POLL" # A slice on its way out takes its workers one by one.
+        sleep "$POLL" # A slice that is being preempted loses workers one by one.
         if [ "$(state)" = ACTIVE ]; then
           on all 'tail -n 3 dreamer_tpu/run.log'
           return "$code"

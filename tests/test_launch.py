@@ -125,7 +125,7 @@ def test_a_run_outlives_its_slice_and_its_terminal_until_it_is_stopped(
   going = running(cloud)
   process.kill()
   earlier, _ = process.communicate(timeout=20)
-  assert earlier.count('asking for pod') == 2
+  assert earlier.count('requesting pod') == 2
 
   process = start(cloud, *command)
   assert 'showing that run' in process.stdout.readline()
