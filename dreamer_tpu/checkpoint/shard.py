@@ -1,6 +1,5 @@
 """What a process saves and restores by itself: its replays and its streams."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,18 +82,9 @@ class Shard:
       saved = _parts(shards, name)
       replay.prune(folder, saved)
       if jax.process_index() == 0:
-        prune(folder, saved, shards=_others(folder))
+        prune(folder, saved, first=jax.process_count())
 
 
 def _parts(shards: Any, name: str) -> list[dict[str, Any]]:
   """One replay's manifests; without those that do not have it."""
   return [x[name] if name else x for x in shards if not name or name in x]
-
-
-def _others(folder: epath.Path) -> list[int]:
-  """Shards of processes that are no more."""
-  if not folder.exists():
-    return []
-  names = [x.name for x in folder.iterdir()]
-  numbers = [int(x) for x in names if re.fullmatch(r'\d{4,}', x)]
-  return [x for x in numbers if x >= jax.process_count()]

@@ -4,7 +4,7 @@ Depends on NumPy only, not on JAX, environments or the algorithm.
 """
 
 from dreamer_tpu.replay.buffer import Replay
-from dreamer_tpu.replay.sampling.mixture import Sampling
+from dreamer_tpu.replay.sampling import Sampling
 from dreamer_tpu.replay.saving.files import ReplayCorrupt, prune
 from dreamer_tpu.replay.saving.snapshot import Snapshot
 from dreamer_tpu.replay.stream import Stream

@@ -19,10 +19,9 @@ import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import collate
 from dreamer_tpu.replay.chunks import latent_keys, parse_spec
 from dreamer_tpu.replay.rng import make_rng, rng_state, set_rng_state
-from dreamer_tpu.replay.sampling.mixture import Sampling
+from dreamer_tpu.replay.sampling import Sampling
 from dreamer_tpu.replay.saving import loading
 from dreamer_tpu.replay.saving.snapshot import ShardSaver, Snapshot
 from dreamer_tpu.replay.store import Store
@@ -150,7 +149,7 @@ class Replay:
       training = rng is None
       starts = self._store.draw(batch, online, rng or self._rng, training)
       self._samples += batch * training
-      return self._gather(starts, 0, steps or self.length)
+      return self._store.gather(starts, 0, steps or self.length)
 
   def gather(
     self, starts: np.ndarray, offset: int, steps: int
@@ -168,7 +167,7 @@ class Replay:
     with self._lock:
       if not self._store.holds(starts):
         return None
-      return self._gather(starts, offset, steps)
+      return self._store.gather(starts, offset, steps)
 
   def update(
     self, stepid: np.ndarray, values: Mapping[str, np.ndarray]
@@ -232,7 +231,7 @@ class Replay:
       inserts, samples = self._inserts, self._samples
       self._inserts = self._samples = 0
       steps = self._store.steps
-      size = steps * (row + _ROW_OVERHEAD) + self._saver.frozen_bytes
+      size = steps * (row + _ROW_OVERHEAD) + self._saver.copied_bytes
       return {
         'items': float(len(self)),
         'steps': float(steps),
@@ -265,10 +264,6 @@ class Replay:
         self._store.chunks,
         prioritized.priorities() if prioritized else {},
       )
-
-  def save(self, directory: epath.PathLike) -> dict[str, Any]:
-    """Saves and returns the manifest; see `snapshot`."""
-    return self.snapshot(directory).write()
 
   def prune(
     self, directory: epath.PathLike, manifests: Sequence[Mapping[str, Any]]
@@ -373,18 +368,6 @@ class Replay:
       'counts': [self._inserts, self._samples],
       'rng': rng_state(self._rng),
     }
-
-  def _gather(
-    self, starts: np.ndarray, offset: int, steps: int
-  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    return collate.gather(
-      self._store.chunks,
-      self._chunksize,
-      self._fields,
-      starts,
-      (offset, offset + steps),
-      self.length,
-    )
 
   def _to_stored(
     self, key: str, value: np.ndarray, lead: tuple[int, ...]

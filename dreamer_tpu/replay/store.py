@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dreamer_tpu.replay.chunks import Arrays, Chunk, Field, split_runs
-from dreamer_tpu.replay.sampling.mixture import Mixture, Sampling
+from dreamer_tpu.replay.sampling import Sampling
+from dreamer_tpu.replay.sampling.mixture import Mixture
 from dreamer_tpu.replay.saving.loading import Layout
 from dreamer_tpu.replay.writer import Writer
 
@@ -103,6 +104,45 @@ class Store:
     """Returns whether all addresses are stored."""
     return all(self._is_stored(address) for address in addresses.tolist())
 
+  def gather(
+    self, starts: np.ndarray, first: int, steps: int
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Copies steps first..first + steps of each sequence; see `Replay`.
+
+    Copies every byte once.
+    """
+    if not 0 <= first < first + steps <= self._length:
+      raise ValueError(
+        f'steps {first}..{first + steps} of sequences of {self._length} steps'
+      )
+    stepid = np.empty((len(starts), steps), np.int64)
+    follow = np.zeros(len(starts), bool)
+    pieces = []
+    for row, start in enumerate(starts.tolist()):
+      serial, index = divmod(start, self._chunksize)
+      chunk, index = _skip(self.chunks[serial], index + first)
+      done = 0
+      while done < steps:
+        chunk, index = _skip(chunk, index)
+        count = min(steps - done, self._chunksize - index)
+        address = chunk.serial * self._chunksize + index
+        stepid[row, done : done + count] = np.arange(address, address + count)
+        pieces.append((row, done, chunk, index, count))
+        done += count
+        index += count
+      if first + steps < self._length:
+        chunk, index = _skip(chunk, index)
+        follow[row] = chunk.arrays['is_first'][index]
+    data = {}
+    for key, field in self._fields.items():
+      out = np.empty((len(starts), steps, *field.shape), field.stored)
+      for row, done, chunk, index, count in pieces:
+        source = chunk.arrays[key][index : index + count]
+        out[row, done : done + count] = source
+      data[key] = out.view(field.dtype)
+    _mark_ends(data, follow, first == 0)
+    return data, stepid
+
   def overwrite(self, addresses: np.ndarray, values: Arrays) -> None:
     """Overwrites latents [n, ...] at those of the addresses that are stored."""
     for serial, start, part in split_runs(addresses, self._chunksize):
@@ -185,3 +225,22 @@ class Store:
 
   def _is_stored(self, address: int) -> bool:
     return address // self._chunksize in self.chunks
+
+
+def _skip(chunk: Chunk, index: int) -> tuple[Chunk, int]:
+  """Returns the chunk of the stream that holds a row, and the row in it."""
+  while chunk.next is not None and index >= chunk.fill:
+    index -= chunk.fill
+    chunk = chunk.next
+  return chunk, index
+
+
+def _mark_ends(
+  data: dict[str, np.ndarray], follow: np.ndarray, from_start: bool
+) -> None:
+  """Sets is_last before every is_first, and is_first at sequence starts."""
+  is_first, is_last = data['is_first'], data['is_last']
+  is_last[:, :-1] |= is_first[:, 1:]
+  is_last[:, -1] |= follow
+  if from_start:
+    is_first[:, 0] = True

@@ -89,7 +89,7 @@ class Writer:
 
   @property
   def aligned(self) -> bool:
-    """Whether each stream is a whole number of sequences long."""
+    """True if each stream is a whole number of sequences long."""
     return self.position % self._length == 0
 
   def _reset(self) -> None:

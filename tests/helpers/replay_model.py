@@ -1,4 +1,4 @@
-"""A slow, obvious replay to compare the real one with."""
+"""Slow reference implementation of the replay."""
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +29,7 @@ def make(**kwargs):
 
 
 class Envs:
-  """Random steps of `width` environments; every step is different."""
+  """Environments whose steps are random and all different."""
 
   def __init__(self, width, seed=0, mean_length=9):
     self._rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Envs:
 
 
 def fresh_latents(shape, rng):
-  """Returns random latents for addresses of a shape."""
+  """Returns random latents for addresses of a given shape."""
   return {
     'latent/deter': rng.normal(size=(*shape, 5)).astype(BF16),
     'latent/stoch': rng.integers(0, 256, (*shape, 3), np.uint8),
@@ -64,7 +64,7 @@ def fresh_latents(shape, rng):
 
 
 class Model:
-  """Streams are lists of addresses, steps a dict, chunks lists of addresses."""
+  """Reference replay: a dict of steps and lists of addresses."""
 
   def __init__(self, length, capacity, chunksize, streams):
     self.length = length
@@ -90,7 +90,7 @@ class Model:
         self.chunks.append([])
     for i, serial in enumerate(self.serials):
       address = serial * self.chunksize + self.count % self.chunksize
-      # The chunks that are open are the newest, in the order of streams.
+      # The open chunks are the newest, in the order of streams.
       chunk = self.chunks[i - width]
       chunk.append(address)
       self.streams[i].append(address)
@@ -100,7 +100,7 @@ class Model:
     self.count += 1
 
   def restart(self):
-    """New streams begin."""
+    """Ends all streams and begins new ones."""
     self.old += self.streams
     self.streams = [[] for _ in self.streams]
     self.count = 0
@@ -121,7 +121,7 @@ class Model:
     return found
 
   def expect(self, addresses):
-    """Returns the arrays that a sample of these addresses must hold."""
+    """Returns the arrays that a sample of these addresses must have."""
     rows = [self.steps[address] for address in addresses]
     data = {key: np.stack([row[key] for row in rows]) for key in SPEC}
     for t in range(len(rows) - 1):
@@ -132,7 +132,7 @@ class Model:
 
 
 def assert_same(one, two):
-  """Compares two dicts of arrays to the bit, types included."""
+  """Checks that two dicts of arrays are bitwise equal, types included."""
   assert one.keys() == two.keys()
   for key in one:
     assert one[key].dtype == two[key].dtype, key
@@ -141,7 +141,7 @@ def assert_same(one, two):
 
 
 def check_all(replay, model):
-  """Compares every sequence of a replay with the model."""
+  """Checks every sequence of a replay against the model."""
   sequences = model.sequences()
   assert len(replay) == len(sequences)
   assert replay.stats()['steps'] == len(model.steps)

@@ -1,4 +1,4 @@
-"""Saved replays, and what is on the disk then."""
+"""Saves small replays and compares their contents."""
 
 import json
 import pathlib
@@ -9,11 +9,12 @@ from tests.helpers.replay_model import Envs, fresh_latents, make
 
 
 def save(replay, directory):
-  """Saves, and gives the manifest as it comes back from a file."""
-  return json.loads(json.dumps(replay.save(directory)))
+  """Saves a replay and returns the manifest as read back from JSON."""
+  return json.loads(json.dumps(replay.snapshot(directory).write()))
 
 
 def saved_replay(directory):
+  """Returns a replay, manifests of two saves, and the last files by kind."""
   replay, envs = make(), Envs(3)
   rng = np.random.default_rng(0)
   for _ in range(40):
@@ -28,7 +29,7 @@ def saved_replay(directory):
 
 
 def contents(replay):
-  """Every step that is in a sequence, in a form that can be compared."""
+  """Returns the set of all steps that are in a sequence."""
   rows = set()
   _, ids = replay.sample(4000, online=False)
   starts = np.unique(ids[:, 0])
@@ -40,6 +41,7 @@ def contents(replay):
 
 
 def files_under(directory):
+  """Returns the relative paths of all files."""
   return {
     str(path.relative_to(directory))
     for path in pathlib.Path(directory).rglob('*')
@@ -48,7 +50,7 @@ def files_under(directory):
 
 
 def stamp(replay):
-  """The bytes of all that is stored."""
+  """Returns the bytes of all stored steps, by chunk and key."""
   return {
     (serial, key): array[: chunk.fill].tobytes()
     for serial, chunk in replay._store.chunks.items()

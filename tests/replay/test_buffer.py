@@ -1,10 +1,9 @@
-"""The replay against an obvious model, and properties of its samples."""
+"""Compares the replay with a reference; properties of its samples."""
 
 import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay.sampling.uniform import Uniform
 from tests.helpers.replay_model import (
   SPEC,
   Envs,
@@ -48,7 +47,7 @@ def test_random_operations_match_the_model(seed):
         row = {key: value[i] for key, value in data.items()}
         assert_same(row, model.expect(seen[i].tolist()))
     else:
-      # Also addresses of a sample long ago, which may have been dropped.
+      # Addresses of old samples may have been dropped.
       values = fresh_latents(seen.shape, rng)
       replay.update(seen, values)
       model.update(seen, values)
@@ -108,25 +107,6 @@ def test_uniform_over_all_starts():
   assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
 
 
-def test_selector_with_any_removals():
-  rng = np.random.default_rng(0)
-  selector, live = Uniform(4), {}
-  serial = 0
-  for _ in range(500):
-    live[serial] = int(rng.integers(0, 5))
-    selector.insert(serial * 4 + np.arange(live[serial]))
-    serial += int(rng.integers(1, 4))
-    if rng.random() < 0.7 and live:
-      gone = int(rng.choice(list(live)))
-      selector.remove(gone)
-      del live[gone]
-    ids = {s * 4 + i for s, n in live.items() for i in range(n)}
-    assert len(selector) == len(ids)
-    if ids:
-      assert set(selector.sample(rng, 20).tolist()) <= ids
-  assert set(selector.sample(rng, 20 * len(ids)).tolist()) == ids
-
-
 def test_same_seed_same_samples():
   replays = [make(seed=3), make(seed=3), make(seed=4)]
   envs = Envs(3)
@@ -145,7 +125,7 @@ def test_online_covers_each_step_exactly_once():
   for t in range(1, 101):
     replay.add(envs.step())
     if t % 10 == 0:
-      # Two sequences of each of three streams are new; each comes once.
+      # Three streams have two new sequences each; each is drawn once.
       seen.append(replay.sample(6)[1])
   ids = np.concatenate(seen).reshape(-1).tolist()
   assert len(ids) == len(set(ids)) == 300
@@ -204,7 +184,7 @@ def test_errors():
   assert set(SPEC) == set(step)
 
 
-def test_update_ignores_unknown_addresses():
+def test_update_ignores_steps_that_are_not_stored():
   replay, model, envs = build()
   for _ in range(10):
     step = envs.step()

@@ -1,4 +1,4 @@
-"""Batches cut from sequences."""
+"""Streams of batches cut from sequences."""
 
 import json
 
@@ -8,20 +8,21 @@ import pytest
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.replay import Stream
 from tests.helpers.replay_model import Envs, assert_same, make
+from tests.helpers.saved_replay import save
 
 
 def filled(length, steps=60, **kwargs):
   replay = make(length=length, **kwargs)
   envs = Envs(3)
   for i in range(steps):
-    # Every seventh step all episodes are abandoned for new ones.
+    # Every seventh step abandons all episodes for new ones.
     replay.add(envs.step(restart=i % 7 == 0))
   return replay, envs
 
 
 @pytest.mark.parametrize('context', [0, 1, 3])
 def test_parts_equal_slices_of_the_sequence(context):
-  # The same seed draws the same sequences, in parts and as a whole.
+  # Equal seeds draw equal sequences, in parts and as a whole.
   length = context + 4 * 3
   replay, _ = filled(length, seed=5)
   whole, _ = filled(length, seed=5)
@@ -60,7 +61,7 @@ def test_shorter_parts_than_the_sequence():
     Stream(replay, batch=2, length=3, context=1, consec=3)
 
 
-def test_starts_over_when_a_sequence_was_dropped():
+def test_starts_over_if_a_sequence_was_dropped():
   replay, envs = filled(9, capacity=120, chunksize=8)
   stream = Stream(replay, batch=64, length=4, context=1, consec=2)
   assert (next(stream)[0]['consec'] == 0).all()
@@ -70,7 +71,7 @@ def test_starts_over_when_a_sequence_was_dropped():
   assert (next(stream)[0]['consec'] == 1).all()
 
 
-def test_later_parts_see_latents_written_meanwhile():
+def test_later_parts_have_latents_updated_in_between():
   replay, _ = filled(9)
   stream = Stream(replay, batch=1, length=4, context=1, consec=2)
   _, ids = next(stream)
@@ -81,14 +82,14 @@ def test_later_parts_see_latents_written_meanwhile():
 
 
 @pytest.mark.parametrize('seed', [None, 3])
-def test_state_goes_on_with_the_same_batches(tmp_path, seed):
+def test_a_resumed_stream_yields_identical_batches(tmp_path, seed):
   replay, _ = filled(9)
   options = dict(batch=4, length=4, context=1, consec=2, seed=seed)
   stream = Stream(replay, **options)
   for _ in range(3):
     next(stream)
   state = json.loads(json.dumps(stream.state()))
-  manifest = json.loads(json.dumps(replay.save(tmp_path)))
+  manifest = save(replay, tmp_path)
   other = make(length=9, seed=99)
   other.load(tmp_path, [manifest])
   resumed = Stream(other, **options)
@@ -99,7 +100,7 @@ def test_state_goes_on_with_the_same_batches(tmp_path, seed):
     assert (one[1] == two[1]).all()
 
 
-def test_own_generator_leaves_the_samples_of_others_alone():
+def test_separate_generators_do_not_affect_each_other():
   one, _ = filled(5)
   two, _ = filled(5)
   report = Stream(one, batch=3, length=4, context=1, online=False, seed=8)

@@ -1,36 +1,16 @@
 """Mixture of selectors, each with a share of the draws."""
 
-import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from dreamer_tpu.replay.chunks import Chunk
+from dreamer_tpu.replay.sampling import Sampling
 from dreamer_tpu.replay.sampling.priority import Prioritized
 from dreamer_tpu.replay.sampling.recency import Recency
 from dreamer_tpu.replay.sampling.uniform import Uniform
 
 Selector = Uniform | Prioritized | Recency
-
-
-class Sampling(NamedTuple):
-  """Distribution over sequences.
-
-  Attributes:
-    uniform, priority, recency: Shares of the draws; they add up to 1.
-    exponent, maxfrac, initial, zero_on_sample: See `Prioritized`.
-    recexp: Exponent of `Recency`.
-  """
-
-  uniform: float = 1.0
-  priority: float = 0.0
-  recency: float = 0.0
-  exponent: float = 0.8
-  maxfrac: float = 0.5
-  initial: float = math.inf
-  zero_on_sample: bool = True
-  recexp: float = 1.0
 
 
 class Mixture:
@@ -47,21 +27,20 @@ class Mixture:
     chunksize: int,
     length: int,
   ) -> None:
-    """Makes empty selectors; see `Prioritized` for the arguments."""
+    """Makes empty selectors.
+
+    Args:
+      sampling: Shares and parameters.
+      chunks: Chunks in memory by serial.
+      chunksize: Steps per chunk.
+      length: Steps per sequence.
+    """
     self.prioritized: Prioritized | None = None
     selectors: list[tuple[float, Selector]] = []
     if sampling.uniform:
       selectors.append((sampling.uniform, Uniform(chunksize)))
     if sampling.priority:
-      self.prioritized = Prioritized(
-        chunks,
-        chunksize,
-        length,
-        exponent=sampling.exponent,
-        maxfrac=sampling.maxfrac,
-        initial=sampling.initial,
-        zero_on_sample=sampling.zero_on_sample,
-      )
+      self.prioritized = Prioritized(sampling, chunks, chunksize, length)
       selectors.append((sampling.priority, self.prioritized))
     if sampling.recency:
       recency = Recency(chunksize, sampling.recexp)

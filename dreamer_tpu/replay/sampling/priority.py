@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from dreamer_tpu.replay.chunks import Chunk, split_runs
+from dreamer_tpu.replay.sampling import Sampling
 
 Run = tuple[int, int, int]  # Serial of a chunk, first row, row after the last.
 
@@ -13,7 +14,7 @@ class Prioritized:
   """Samples starts in proportion to the weight of their sequence.
 
   A sequence of steps with priorities p has weight maxfrac * max(p^e) +
-  (1 - maxfrac) * mean(p^e), where e is the exponent. Sequences of infinite
+  (1 - maxfrac) * mean(p^e) with the exponent e. Sequences of infinite
   weight are drawn first, uniformly. If all weights are 0, sampling is uniform.
 
   Takes 8 bytes per step, for its priority and the weight of its sequence. A
@@ -22,33 +23,16 @@ class Prioritized:
 
   def __init__(
     self,
+    sampling: Sampling,
     chunks: Mapping[int, Chunk],
     chunksize: int,
     length: int,
-    *,
-    exponent: float,
-    maxfrac: float,
-    initial: float,
-    zero_on_sample: bool,
   ) -> None:
-    """Makes an empty selector.
-
-    Args:
-      chunks: Chunks in memory by serial.
-      chunksize: Steps per chunk.
-      length: Steps per sequence.
-      exponent: Exponent of priorities.
-      maxfrac: Share of the largest priority in a weight; the rest is the mean.
-      initial: Priority of new steps.
-      zero_on_sample: Whether the steps of a drawn sequence get priority 0.
-    """
+    """Makes an empty selector; see `Mixture` for the arguments."""
+    self._sampling = sampling
     self._chunks = chunks
     self._chunksize = chunksize
     self._length = length
-    self._exponent = exponent
-    self._maxfrac = maxfrac
-    self._initial = initial
-    self._zero = zero_on_sample
     self._prios: dict[int, np.ndarray] = {}
     self._weights: dict[int, np.ndarray] = {}
     self._previous: dict[int, int] = {}  # Serial of the chunk before a chunk.
@@ -91,7 +75,7 @@ class Prioritized:
     starts = np.empty(n, np.int64)
     for i in range(n):
       starts[i] = self._draw(rng)
-      if self._zero and training:
+      if self._sampling.zero_on_sample and training:
         serial, row = divmod(int(starts[i]), self._chunksize)
         for run in self._runs(serial, row, self._length):
           self._set(run, 0.0)
@@ -149,12 +133,15 @@ class Prioritized:
     if begin < end:
       runs = self._runs(serial, begin, end - begin + self._length - 1)
       prios = [self._prio(x)[first:last] for x, first, last in runs]
-      powers = np.concatenate(prios).astype(np.float64) ** self._exponent
+      powers = (
+        np.concatenate(prios).astype(np.float64) ** self._sampling.exponent
+      )
       windows = np.lib.stride_tricks.sliding_window_view(powers, self._length)
       mean, most = windows.mean(1), windows.max(1)
+      maxfrac = self._sampling.maxfrac
       # Weights of infinite priorities are set below; 0 * inf is nan.
       with np.errstate(invalid='ignore'):
-        weights = self._maxfrac * most + (1 - self._maxfrac) * mean
+        weights = maxfrac * most + (1 - maxfrac) * mean
       weights[np.isinf(most)] = np.inf
       self._weights[serial][begin:end] = weights
     weights = self._weights[serial][:count]
@@ -178,7 +165,7 @@ class Prioritized:
   def _prio(self, serial: int) -> np.ndarray:
     if serial not in self._prios:
       rows = self._chunksize
-      self._prios[serial] = np.full(rows, self._initial, np.float32)
+      self._prios[serial] = np.full(rows, self._sampling.initial, np.float32)
       self._weights[serial] = np.zeros(rows, np.float32)
     return self._prios[serial]
 

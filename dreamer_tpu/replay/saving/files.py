@@ -134,9 +134,9 @@ def read_file(
 def prune(
   directory: epath.PathLike,
   manifests: Iterable[Mapping[str, Any]],
-  shards: Iterable[int] | None = None,
+  first: int = 0,
 ) -> list[str]:
-  """Deletes the files that no manifest names.
+  """Deletes files that no manifest names.
 
   Only for shards that no running replay writes to; during a run call
   `Replay.prune`. Ignores files of other programs.
@@ -144,16 +144,20 @@ def prune(
   Args:
     directory: The replay directory.
     manifests: Manifests of all shards that must stay restorable.
-    shards: Shards to prune; all by default.
+    first: Number of the first shard to prune.
 
   Returns:
     Names of the deleted files, relative to the directory.
   """
-  if shards is None:
-    root = epath.Path(directory)
-    names = [entry.name for entry in root.iterdir()] if root.exists() else []
-    shards = [int(name) for name in names if re.fullmatch(r'\d{4,}', name)]
-  found = [entry for shard in shards for entry in list_files(directory, shard)]
+  root = epath.Path(directory)
+  names = [entry.name for entry in root.iterdir()] if root.exists() else []
+  shards = [int(name) for name in names if re.fullmatch(r'\d{4,}', name)]
+  found = [
+    entry
+    for shard in shards
+    if shard >= first
+    for entry in list_files(directory, shard)
+  ]
   return delete_except(directory, found, named(manifests))
 
 

@@ -64,19 +64,6 @@ class Record:
     return entry
 
 
-@dataclasses.dataclass(frozen=True)
-class FilePlan:
-  """Files of a snapshot.
-
-  Attributes:
-    kept: Files of earlier snapshots.
-    new: Files to write.
-  """
-
-  kept: list[Record]
-  new: list[Record]
-
-
 class Ledger:
   """Files of a replay shard and the rows in them. Not thread-safe.
 
@@ -98,10 +85,15 @@ class Ledger:
       for serial, chunk in chunks.items()
     }
 
-  def plan(self, chunks: Mapping[int, Chunk]) -> FilePlan:
+  def plan(
+    self, chunks: Mapping[int, Chunk]
+  ) -> tuple[list[Record], list[Record]]:
     """Assigns all rows that are not on disk to new files.
 
     Clears the dirty masks. Finish with either `commit` or `undo`.
+
+    Returns:
+      The files to keep and the files to write.
     """
     self.track(chunks)
     ordered = sorted(chunks.values(), key=lambda x: (x.stream, x.serial))
@@ -126,22 +118,22 @@ class Ledger:
       for kind, parts in runs.items()
       for pack in self._pack(kind, parts)
     ]
-    return FilePlan(kept, new)
+    return kept, new
 
   def new_file(self, kind: str, runs: np.ndarray) -> Record:
     """Returns a file with the next index."""
     self._next += 1
     return Record(self._next - 1, kind, _rows(runs), runs=runs)
 
-  def commit(self, plan: FilePlan) -> None:
+  def commit(self, kept: list[Record], new: list[Record]) -> None:
     """Takes over the files of a plan after they are written."""
-    self.files = {file.index: file for file in (*plan.kept, *plan.new)}
-    for file in plan.new:
+    self.files = {file.index: file for file in (*kept, *new)}
+    for file in new:
       self._set_newest(file.runs, file.index)
 
-  def undo(self, plan: FilePlan, chunks: Mapping[int, Chunk]) -> None:
-    """Marks the rows of a plan that was not written as not on disk."""
-    for file in plan.new:
+  def undo(self, new: list[Record], chunks: Mapping[int, Chunk]) -> None:
+    """Marks the rows of files that were not written as not on disk."""
+    for file in new:
       for serial, start, stop in file.runs.tolist():
         if serial in chunks:
           chunks[serial].dirty[start:stop] = True
@@ -218,7 +210,9 @@ def _rows(runs: np.ndarray) -> int:
 
 def _find_runs(serial: int, mask: np.ndarray) -> np.ndarray:
   """Returns the runs of rows set in a mask, int64 [r, 3]."""
-  edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+  padded = np.zeros(len(mask) + 2, bool)
+  padded[1:-1] = mask
+  edges = np.flatnonzero(padded[1:] != padded[:-1])
   runs = np.full((len(edges) // 2, 3), serial, np.int64)
   runs[:, 1:] = edges.reshape(-1, 2)
   return runs

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -17,15 +17,6 @@ FORMAT = 1
 _READERS = 4
 
 Manifest = Mapping[str, Any]
-
-
-class Span(NamedTuple):
-  """Rows start..stop of a chunk; `offset` is their position in a saved run."""
-
-  chunk: Chunk
-  start: int
-  stop: int
-  offset: int
 
 
 def check_spec(manifest: Manifest, fields: Mapping[str, Field]) -> None:
@@ -104,20 +95,19 @@ def plan_layout(
   Raises:
     ReplayCorrupt: The shard's manifest is not among them.
   """
-  exact = None
-  if len(manifests) == count:
-    manifests = [x for x in manifests if x['shard'] == shard]
-    if not manifests:
+  if len(manifests) != count:
+    layout = Layout(manifests, chunksize, fields, None)
+    assigned = assign_streams(manifests, shard, count)
+  else:
+    own = next((x for x in manifests if x['shard'] == shard), None)
+    if own is None:
       raise files.ReplayCorrupt(
         f'the checkpoint has no replay manifest for shard {shard} of {count}; '
         'restore an earlier checkpoint'
       )
-    (own,) = manifests
     exact = own if own['chunksize'] == chunksize else None
+    layout = Layout([own], chunksize, fields, exact)
     assigned = [list(range(len(own['streams'])))]
-  else:
-    assigned = assign_streams(manifests, shard, count)
-  layout = Layout(manifests, chunksize, fields, exact)
   for source, streams in enumerate(assigned):
     for stream in streams:
       layout.add_stream(source, stream)
@@ -149,7 +139,7 @@ class Layout:
     self._chunksize = chunksize
     self._fields = fields
     self._ages: dict[Chunk, tuple] = {}
-    # The chunks of the stream of a saved chunk, and its first row in them.
+    # The stream of each saved chunk and its first row in the stream.
     self._places: dict[tuple[int, int], tuple[list[Chunk], int]] = {}
     self._unread: dict[Chunk, np.ndarray] = {}
     self.exact = exact
@@ -192,8 +182,8 @@ class Layout:
       self.next_serial = len(chunks)
       for serial, chunk in enumerate(chunks):
         chunk.serial = serial
-    ends = np.cumsum([chunk.fill for chunk in reversed(chunks)])
-    self.chunks = chunks[len(chunks) - int(np.sum(ends <= capacity)) :]
+    sizes = np.cumsum([chunk.fill for chunk in reversed(chunks)])
+    self.chunks = chunks[len(chunks) - int(np.sum(sizes <= capacity)) :]
     self._unread = {chunk: np.ones(chunk.fill, bool) for chunk in self.chunks}
     self.streams = [
       [chunk for chunk in stream if chunk in self._unread]
@@ -218,9 +208,9 @@ class Layout:
       )
       contents = _read_ahead(directory, entries)
       for entry, (runs, *arrays) in zip(entries, contents, strict=True):
-        self._fill(source, entry, runs, arrays)
+        self._fill(source, entry['kind'] == STEPS, runs, arrays)
         if self.exact is not None:
-          ledger.register(entry, runs.copy())  # A view of the file.
+          ledger.register(entry, runs.copy())  # Not a view of the file.
     missing = sum(int(unread.sum()) for unread in self._unread.values())
     if missing:
       raise files.ReplayCorrupt(
@@ -239,29 +229,34 @@ class Layout:
     for source in range(len(self._manifests)):
       for entry in self._entries(source, latents=False):
         runs, values = files.read_file(directory, entry)
-        for span in self._find(source, runs):
-          count = span.stop - span.start
-          yield self._address(span), values[span.offset : span.offset + count]
+        for chunk, rows, saved in self._find(source, runs):
+          yield chunk.serial * self._chunksize + rows.start, values[saved]
 
   def online(self, length: int) -> list[int]:
     """Returns the saved online queues if the sequence length is unchanged."""
-    return [
-      self._address(span)
-      for source, manifest in enumerate(self._manifests)
-      if manifest['length'] == length
-      for address in manifest['online']
-      for span in self._find(source, _run(address, manifest['chunksize']))
-    ]
+    addresses = []
+    for source, manifest in enumerate(self._manifests):
+      if manifest['length'] == length:
+        queue = np.array(manifest['online'], np.int64)
+        serials, rows = np.divmod(queue, manifest['chunksize'])
+        runs = np.stack([serials, rows, rows + 1], 1)
+        for chunk, place, _ in self._find(source, runs):
+          addresses.append(chunk.serial * self._chunksize + place.start)
+    return addresses
 
   def _entries(self, source: int, latents: bool) -> list[Mapping[str, Any]]:
+    """Returns the files of a manifest with latents, or with priorities."""
     entries = self._manifests[source]['files']
     return [x for x in entries if (x['kind'] != PRIORITIES) == latents]
 
-  def _address(self, span: Span) -> int:
-    return span.chunk.serial * self._chunksize + span.start
+  def _find(
+    self, source: int, runs: np.ndarray
+  ) -> Iterator[tuple[Chunk, slice, slice]]:
+    """Finds the places of the rows of a file, int64 [r, 3] runs.
 
-  def _find(self, source: int, runs: np.ndarray) -> Iterator[Span]:
-    """Yields the places of saved runs, as far as this shard takes them."""
+    Yields:
+      A chunk, rows in it, and the rows of the file that go there.
+    """
     offset = 0
     for serial, start, stop in runs.tolist():
       chunks, base = self._places.get((source, serial), ([], 0))
@@ -270,8 +265,11 @@ class Layout:
         number, inside = divmod(base + row, self._chunksize)
         count = min(stop - row, self._chunksize - inside)
         if chunks[number] in self._unread:
-          yield Span(
-            chunks[number], inside, inside + count, offset + row - start
+          saved = offset + row - start
+          yield (
+            chunks[number],
+            slice(inside, inside + count),
+            slice(saved, saved + count),
           )
         row += count
       offset += stop - start
@@ -279,26 +277,17 @@ class Layout:
   def _fill(
     self,
     source: int,
-    entry: Mapping[str, Any],
+    steps: bool,
     runs: np.ndarray,
     arrays: Sequence[np.ndarray],
   ) -> None:
-    """Copies the rows of a file to their places."""
-    keys = list(self._fields)
-    if entry['kind'] != STEPS:
-      keys = latent_keys(keys)
-    for span in self._find(source, runs):
-      rows = slice(span.start, span.stop)
-      stop = span.offset + span.stop - span.start
+    """Copies the rows of a file of steps or latents to their places."""
+    keys = list(self._fields) if steps else latent_keys(self._fields)
+    for chunk, rows, saved in self._find(source, runs):
       for key, array in zip(keys, arrays, strict=True):
-        span.chunk.arrays[key][rows] = array[span.offset : stop]
-      if entry['kind'] == STEPS:
-        self._unread[span.chunk][rows] = False
-
-
-def _run(address: int, chunksize: int) -> np.ndarray:
-  serial, row = divmod(address, chunksize)
-  return np.array([[serial, row, row + 1]])
+        chunk.arrays[key][rows] = array[saved]
+      if steps:
+        self._unread[chunk][rows] = False
 
 
 def _read_ahead(

@@ -12,7 +12,6 @@ from dreamer_tpu.replay.saving import files
 from dreamer_tpu.replay.saving.ledger import (
   LATENTS,
   PRIORITIES,
-  FilePlan,
   Ledger,
   Record,
 )
@@ -67,7 +66,11 @@ class ShardSaver:
     fields: Fields of a step.
     lock: The replay's lock. Guards chunks, ledger and frozen rows.
     ledger: Files on disk.
-    frozen: Rows that the snapshot in progress has to write, by serial.
+    generation: Number that distinguishes file names of this run, 0 before the
+      first save. A killed run may leave files that it never committed; their
+      names must not be used again.
+    current: The snapshot in progress.
+    names: Files in the newest manifest.
   """
 
   def __init__(
@@ -76,15 +79,14 @@ class ShardSaver:
     self.shard = shard
     self.fields = fields
     self.lock = lock
-    self.frozen: dict[int, FrozenRows] = {}
-    self._current: Snapshot | None = None
-    self._newest: set[str] = set()  # Names in the newest manifest.
+    self.current: Snapshot | None = None
+    self.names: set[str] = set()
     self.reset()
 
-  def reset(self, directory: epath.PathLike | None = None) -> None:
+  def reset(self, directory: epath.PathLike = '') -> None:
     """Starts without files, to save into `directory`."""
-    self._directory = directory and str(epath.Path(directory))
-    self._generation: int | None = None
+    self._directory = epath.Path(directory)
+    self.generation = 0
     self.ledger = Ledger(
       sum(field.nbytes for field in self.fields.values()),
       sum(self.fields[key].nbytes for key in latent_keys(self.fields)),
@@ -108,50 +110,24 @@ class ShardSaver:
     Raises:
       RuntimeError: The previous snapshot is still being written.
     """
-    if self._current is not None:
+    if self.current is not None:
       raise RuntimeError('the previous replay snapshot is still being written')
-    if str(epath.Path(directory)) != self._directory:
+    if epath.Path(directory) != self._directory:
       self.reset(directory)
-    plan = self.ledger.plan(chunks)
-    for file in plan.new:
-      for serial, start, stop in file.runs.tolist():
-        rows = len(chunks[serial].dirty)
-        self.frozen.setdefault(serial, FrozenRows(rows)).freeze(start, stop)
-    self._current = Snapshot(
-      self, epath.Path(directory), state, plan, dict(chunks), priorities
+    self.current = Snapshot(
+      self, self._directory, state, dict(chunks), priorities
     )
-    return self._current
+    return self.current
 
   def before_overwrite(self, chunk: Chunk, start: int, stop: int) -> None:
     """Preserves latents for the snapshot in progress."""
-    if chunk.serial in self.frozen:
-      self.frozen[chunk.serial].copy(chunk.latents, start, stop)
+    if self.current is not None:
+      self.current.preserve(chunk, start, stop)
 
   @property
-  def frozen_bytes(self) -> int:
-    """Bytes of the copies made for the snapshot in progress."""
-    return sum(rows.nbytes for rows in self.frozen.values())
-
-  def generation(self, existing: Iterable[int]) -> int:
-    """Returns the number that distinguishes this run's file names.
-
-    A killed run may leave files that it never committed; their names must not
-    be used again.
-    """
-    if self._generation is None:
-      self._generation = 1 + max(existing, default=0)
-    return self._generation
-
-  def finish(self, names: set[str] | None) -> None:
-    """Ends the snapshot.
-
-    Args:
-      names: Files in its manifest, or None if it failed.
-    """
-    self.frozen.clear()
-    self._current = None
-    if names is not None:
-      self._newest = names
+  def copied_bytes(self) -> int:
+    """Bytes of the latents copied for the snapshot in progress."""
+    return self.current.copied_bytes if self.current is not None else 0
 
   def prune(
     self, directory: epath.PathLike, manifests: Iterable[Mapping[str, Any]]
@@ -160,10 +136,10 @@ class ShardSaver:
     # List first, so that files written in the meantime are not deleted.
     listing = files.list_files(directory, self.shard)
     with self.lock:
-      keep = files.named(manifests) | self._newest
+      keep = files.named(manifests) | self.names
       keep |= {record.name for record in self.ledger.files.values()}
-      if self._current is not None:
-        keep |= self._current.names
+      if self.current is not None:
+        keep |= self.current.names
     return files.delete_except(directory, listing, keep)
 
 
@@ -183,30 +159,47 @@ class Snapshot:
     saver: ShardSaver,
     directory: epath.Path,
     state: dict[str, Any],
-    plan: FilePlan,
     chunks: dict[int, Chunk],
     priorities: dict[int, np.ndarray],
   ) -> None:
+    """Plans the files; see `ShardSaver.snapshot` for the arguments."""
     self._saver = saver
     self._ledger = saver.ledger
     self._directory = directory
     self._state = state
-    self._plan = plan
     self._chunks = chunks
     self._priorities = priorities
-    self._records = [*plan.kept, *plan.new]
+    self._done = False
+    self.written = 0
+    self._kept, self._new = self._ledger.plan(chunks)
+    self._frozen: dict[int, FrozenRows] = {}
+    for file in self._new:
+      for serial, start, stop in file.runs.tolist():
+        if serial not in self._frozen:
+          self._frozen[serial] = FrozenRows(len(chunks[serial].dirty))
+        self._frozen[serial].freeze(start, stop)
+    self._records = [*self._kept, *self._new]
     if priorities:
       runs = [(serial, 0, len(x)) for serial, x in priorities.items()]
       self._records.append(
-        saver.ledger.new_file(PRIORITIES, np.array(runs, np.int64))
+        self._ledger.new_file(PRIORITIES, np.array(runs, np.int64))
       )
-    self._done = False
-    self.written = 0
 
   @property
   def names(self) -> set[str]:
     """Files of the manifest that have names already."""
     return {record.name for record in self._records if record.name}
+
+  @property
+  def copied_bytes(self) -> int:
+    """Bytes of the latents that `preserve` copied and `write` still needs."""
+    return sum(rows.nbytes for rows in self._frozen.values())
+
+  def preserve(self, chunk: Chunk, start: int, stop: int) -> None:
+    """Copies latents that are about to be overwritten, if still needed."""
+    frozen = self._frozen.get(chunk.serial)
+    if frozen is not None and self._chunks[chunk.serial] is chunk:
+      frozen.copy(chunk.latents, start, stop)
 
   def write(self) -> dict[str, Any]:
     """Writes everything that is not on disk yet. Any thread may call this.
@@ -230,35 +223,39 @@ class Snapshot:
       self.discard()
       raise
     with self._saver.lock:
-      self._ledger.commit(self._plan)
-      self._end(self.names)
+      self._ledger.commit(self._kept, self._new)
+      self._saver.names = self.names
+      self._finish()
     return self._state | {'files': [x.to_json() for x in self._records]}
 
   def discard(self) -> None:
     """Abandons the snapshot; the next one writes its rows."""
-    if self._done:
-      return
     with self._saver.lock:
-      self._ledger.undo(self._plan, self._chunks)
-      self._end(None)
+      if not self._done:
+        self._ledger.undo(self._new, self._chunks)
+        self._finish()
 
-  def _end(self, names: set[str] | None) -> None:
-    self._saver.finish(names)
+  def _finish(self) -> None:
     self._done = True
-    self._chunks = {}
-    self._priorities = {}
+    self._chunks.clear()
+    self._priorities.clear()
+    self._frozen.clear()
+    self._saver.current = None
 
   def _write_files(self) -> None:
-    shard = self._saver.shard
-    folder = self._directory / files.shard_folder(shard)
+    saver = self._saver
+    folder = self._directory / files.shard_folder(saver.shard)
     folder.mkdir(parents=True, exist_ok=True)
-    listing = files.list_files(self._directory, shard)
-    self._check_kept({name for name, _, temporary in listing if not temporary})
-    generation = self._saver.generation(number for _, number, _ in listing)
-    for record in self._records[len(self._plan.kept) :]:
+    listing = files.list_files(self._directory, saver.shard)
+    self._check_kept(
+      {name for name, _, unfinished in listing if not unfinished}
+    )
+    if not saver.generation:
+      saver.generation = 1 + max((x for _, x, _ in listing), default=0)
+    for record in self._records[len(self._kept) :]:
       # Named before it exists, so that a concurrent `prune` keeps it.
       record.name = files.file_name(
-        shard, record.kind, generation, record.index
+        saver.shard, record.kind, saver.generation, record.index
       )
       record.bytes, record.crc = files.write_file(
         self._directory / record.name, [record.runs, *self._collect(record)]
@@ -295,7 +292,7 @@ class Snapshot:
         array[:] = self._chunks[serial].arrays[key][start:stop]
       # Rows overwritten before or during this copy are in the frozen copies.
       with self._saver.lock:
-        if self._saver.frozen[serial].release(start, stop, window):
-          del self._saver.frozen[serial]
+        if self._frozen[serial].release(start, stop, window):
+          del self._frozen[serial]
       row += stop - start
     return list(out.values())

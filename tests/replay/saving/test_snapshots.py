@@ -1,4 +1,4 @@
-"""Saving: nothing written twice, disk bounded, snapshots of one moment."""
+"""Snapshots: incremental, bounded on disk, consistent."""
 
 import threading
 from typing import ClassVar
@@ -26,7 +26,7 @@ from tests.helpers.saved_replay import (
 
 
 class Steps:
-  """Large steps for figures about bytes."""
+  """Replay of large steps, to count bytes."""
 
   spec: ClassVar = {
     'image': ((24, 24, 1), 'uint8'),
@@ -72,7 +72,7 @@ def test_bytes_written_and_bytes_on_disk(train, tmp_path, monkeypatch):
   steps = Steps(capacity=6000)
   steps.add(400)
   steps.train(train)
-  manifests = [steps.replay.save(tmp_path)]
+  manifests = [save(steps.replay, tmp_path)]
   written = new = 0
   for _ in range(25):
     saved = {
@@ -109,13 +109,13 @@ def test_disk_stays_bounded_over_many_small_saves(tmp_path):
   steps = Steps(capacity=2000, chunksize=64)
   for _ in range(10):
     steps.add(50)
-    steps.replay.save(tmp_path)
+    save(steps.replay, tmp_path)
   sizes = []
   for i in range(200):
     steps.train(1)
     if i >= 100:
       steps.add(4)
-    manifest = steps.replay.save(tmp_path)
+    manifest = save(steps.replay, tmp_path)
     steps.replay.prune(tmp_path, [manifest])
     rows = {'steps': 0, 'latents': 0}
     for file in manifest['files']:
@@ -130,7 +130,7 @@ def test_disk_stays_bounded_over_many_small_saves(tmp_path):
   assert files_under(tmp_path) == {f['name'] for f in manifest['files']}
 
 
-def test_a_save_without_news_writes_nothing(tmp_path):
+def test_a_save_without_changes_writes_nothing(tmp_path):
   replay, envs = make(), Envs(3)
   for _ in range(30):
     replay.add(envs.step())
@@ -140,7 +140,7 @@ def test_a_save_without_news_writes_nothing(tmp_path):
   assert snapshot.write()['files'] == first['files']
   assert snapshot.written == 0
   assert files_under(tmp_path) == before
-  # Neither does the first save after a restore.
+  # The first save after a load does not either.
   other = make()
   other.load(tmp_path, [first])
   snapshot = other.snapshot(tmp_path)
@@ -148,7 +148,7 @@ def test_a_save_without_news_writes_nothing(tmp_path):
   assert snapshot.written == 0
 
 
-def test_snapshot_is_what_was_at_the_snapshot(tmp_path):
+def test_snapshot_holds_the_state_at_its_time(tmp_path):
   replay, envs = make(capacity=150), Envs(3)
   rng = np.random.default_rng(0)
   for _ in range(40):
@@ -159,7 +159,7 @@ def test_snapshot_is_what_was_at_the_snapshot(tmp_path):
     ids = replay.sample(4)[1]
     replay.update(ids, fresh_latents(ids.shape, rng))
     replay.add(envs.step())
-    # A twin by a save of its own, before the snapshot.
+    # A copy made by a separate save before the snapshot.
     twin.load(tmp_path, [save(replay, tmp_path)])
     ids = replay.sample(4)[1]
     values = fresh_latents(ids.shape, rng)
@@ -167,7 +167,7 @@ def test_snapshot_is_what_was_at_the_snapshot(tmp_path):
     twin.sample(4)
     twin.update(ids, values)
     snapshot = replay.snapshot(tmp_path)
-    # Everything changes, steps are dropped, before a byte is written.
+    # Everything changes and steps are dropped before a byte is written.
     for _ in range(5 + 9 * round_):
       replay.add(envs.step())
       _, ids = replay.sample(20)
@@ -176,7 +176,6 @@ def test_snapshot_is_what_was_at_the_snapshot(tmp_path):
       replay.snapshot(tmp_path)
     restored = make(capacity=150)
     restored.load(tmp_path, [snapshot.write()])
-    # Twice, as the samples of twins move their generators.
     assert contents(restored) == contents(twin)
     assert replay.stats()['ram_gb'] == pytest.approx(
       replay._store.steps * 43e-9
@@ -186,7 +185,7 @@ def test_snapshot_is_what_was_at_the_snapshot(tmp_path):
 def test_snapshot_under_concurrent_changes(tmp_path):
   steps = Steps()
   steps.add(1500)
-  steps.replay.save(tmp_path)
+  save(steps.replay, tmp_path)
   steps.train(100)
   steps.add(100)
   stop = threading.Event()
@@ -256,15 +255,15 @@ def test_discarded_and_failed_saves_lose_nothing(tmp_path, monkeypatch):
     snapshot.write()
 
 
-def test_prune_keeps_what_is_named_and_what_is_under_way(tmp_path):
+def test_prune_keeps_named_files_and_the_newest_save(tmp_path):
   replay, first, second, _ = saved_replay(tmp_path)
   prune(tmp_path, [first, second])
   names = {f['name'] for m in (first, second) for f in m['files']}
   assert files_under(tmp_path) == names
-  # The newest manifest is kept though nobody has committed it yet.
+  # The newest manifest is kept although it is not committed yet.
   replay.prune(tmp_path, [first])
   assert files_under(tmp_path) == names
-  prune(tmp_path, [first], shards=[1])
+  prune(tmp_path, [first], first=1)
   assert files_under(tmp_path) == names
   prune(tmp_path, [first])
   assert files_under(tmp_path) == {f['name'] for f in first['files']}
@@ -291,13 +290,13 @@ def test_prune_at_any_moment(tmp_path, monkeypatch):
       ids = replay.sample(4)[1]
       replay.update(ids, fresh_latents(ids.shape, rng))
     manifest = save(replay, tmp_path)
-    # What the newest manifest names is dropped from memory meanwhile.
+    # Steps in the newest manifest are dropped from memory.
     for _ in range(i % 20):
       replay.add(envs.step())
     replay.prune(tmp_path, [])
     other = make(capacity=90)
     other.load(tmp_path, [manifest])
-    # A fresh process has no newest manifest of its own.
+    # A new process has no newest manifest.
     other.prune(tmp_path, [])
     other.load(tmp_path, [manifest])
     if i % 5 == 4:

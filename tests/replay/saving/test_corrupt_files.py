@@ -1,4 +1,4 @@
-"""Saved files that are damaged, missing or left over."""
+"""Corrupt, missing and left-over files."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.helpers.saved_replay import files_under, save, saved_replay, stamp
 
 @pytest.mark.parametrize('kind', ['steps', 'latents'])
 @pytest.mark.parametrize('fault', ['short', 'long', 'flip', 'gone', 'empty'])
-def test_damaged_files_are_named(kind, fault, tmp_path):
+def test_corrupt_files_are_named(kind, fault, tmp_path):
   replay, first, second, kinds = saved_replay(tmp_path)
   path = kinds[kind]
   data = path.read_bytes()
@@ -54,12 +54,12 @@ def test_missing_entries_and_manifests(tmp_path):
     make().load(tmp_path, [manifest | {'format': 99}])
 
 
-def test_a_file_that_goes_during_the_run_is_written_again(tmp_path):
+def test_a_file_that_disappears_is_written_again(tmp_path):
   for kind in ('steps', 'latents'):
     replay, _, _, kinds = saved_replay(tmp_path / kind)
     kinds[kind].unlink()
     with pytest.raises(ReplayCorrupt, match='the next save writes it again'):
-      replay.save(tmp_path / kind)
+      save(replay, tmp_path / kind)
     other = make()
     other.load(tmp_path / kind, [save(replay, tmp_path / kind)])
     assert stamp(other) == stamp(replay)
@@ -67,7 +67,7 @@ def test_a_file_that_goes_during_the_run_is_written_again(tmp_path):
 
 def test_leftovers_of_a_killed_run_do_no_harm(tmp_path):
   replay, first, _, _ = saved_replay(tmp_path)
-  # The later saves were never committed; the run starts again from the first.
+  # The later saves were never committed; the run resumes from the first.
   other = make()
   other.load(tmp_path, [first])
   envs = Envs(3, seed=5)
@@ -82,7 +82,7 @@ def test_leftovers_of_a_killed_run_do_no_harm(tmp_path):
   }
   (tmp_path / '0000' / 'tmp-steps-0001-00000009.npys').write_bytes(b'half')
   (tmp_path / '0000' / 'notes.txt').write_text('mine')
-  # With as many saves, but of other kinds, the names would meet.
+  # As many saves of other files, whose names would collide.
   for i in range(8):
     other.add(envs.step(restart=i == 0))
     if i:

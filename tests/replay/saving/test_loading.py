@@ -1,4 +1,4 @@
-"""Restoring: nothing lost, whatever has changed since."""
+"""Loads saved replays under changed settings."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from tests.helpers.saved_replay import contents, files_under, save, saved_replay
 
 
 def assert_twins(one, two, envs, rounds=40):
-  """Two replays behave the same from here on."""
+  """Checks that two replays behave identically from now on."""
   rng = np.random.default_rng(7)
   for i in range(rounds):
     step = envs.step(restart=i == 0)
@@ -37,7 +37,7 @@ def assert_twins(one, two, envs, rounds=40):
 
 @pytest.mark.parametrize('seed', range(8))
 def test_random_operations_with_saves_and_restores(seed, tmp_path, monkeypatch):
-  # Tiny files, so that there are many of them.
+  # Tiny files, so that there are many.
   monkeypatch.setattr(ledger, '_FILE_BYTES', 500)
   rng = np.random.default_rng(seed)
   streams = int(rng.integers(1, 5))
@@ -77,7 +77,7 @@ def test_random_operations_with_saves_and_restores(seed, tmp_path, monkeypatch):
       replay = make(**options, online=True, seed=i)
       replay.load(tmp_path, manifests[-1:])
       check_all(replay, model)
-      # Environments begin an episode, or (which they do not) go on.
+      # Environments start an episode or, unlike real ones, continue.
       restart = bool(rng.integers(2))
   check_all(replay, model)
 
@@ -149,10 +149,10 @@ def test_other_chunk_size_and_smaller_capacity(tmp_path):
     other.load(tmp_path, [manifest])
     assert len(other) == len(replay)
     assert contents(other) == contents(replay)
-    again = make(chunksize=chunksize)
+    resaved = make(chunksize=chunksize)
     folder = tmp_path / str(chunksize)
-    again.load(folder, [save(other, folder)])
-    assert contents(again) == contents(replay)
+    resaved.load(folder, [save(other, folder)])
+    assert contents(resaved) == contents(replay)
   small = make(capacity=90, chunksize=4)
   small.load(tmp_path, [manifest])
   assert 3 * 26 <= small.stats()['steps'] <= 90
@@ -177,8 +177,8 @@ def test_elastic_one_two_four_one(tmp_path):
     manifests = [save(shard, tmp_path) for shard in shards]
     for shard in shards:
       shard.prune(tmp_path, manifests)
-    # No shard of this run owns the folders of further ones.
-    prune(tmp_path, manifests, shards=range(count, 4))
+    # No shard of this run owns the folders of shards from `count` on.
+    prune(tmp_path, manifests, first=count)
     named = {f['name'] for m in manifests for f in m['files']}
     assert files_under(tmp_path) == named
 
@@ -195,15 +195,15 @@ def test_online_queue_is_restored(tmp_path):
     replay.sample(12)[1].reshape(-1).tolist()
   )
   assert len(set(ids.reshape(-1).tolist())) == 60
-  # Dealt out, or in other chunks, they are the same steps.
-  dealt = [make(online=True, shard=i, chunksize=4) for i in range(2)]
+  # In two shards with smaller chunks, the queues hold equal steps.
+  shards = [make(online=True, shard=i, chunksize=4) for i in range(2)]
   rewards = set()
-  for shard in dealt:
+  for shard in shards:
     shard.load(tmp_path, [manifest], 2)
     count = len(shard._store._queue)
     rewards |= set(shard.sample(count)[0]['reward'].reshape(-1).tolist())
   assert len(rewards) == 60
-  # With sequences of another length, all of them are found, none queued.
+  # With another sequence length, all sequences are found, none is queued.
   for length in (3, 8):
     changed = make(online=True, length=length)
     changed.load(tmp_path, [manifest])
@@ -231,7 +231,7 @@ def test_the_oldest_steps_go_first_after_a_change_of_chunks(tmp_path):
     assert times.max() == 63
 
 
-def test_other_steps_are_refused_by_name(tmp_path):
+def test_other_specs_raise_errors_that_name_the_key(tmp_path):
   _, _, manifest, _ = saved_replay(tmp_path)
   cases = [
     (

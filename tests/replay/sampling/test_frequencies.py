@@ -1,6 +1,5 @@
-"""How often sequences are drawn, against probabilities computed in full."""
+"""Sampling frequencies, compared with exact probabilities."""
 
-import json
 import math
 
 import numpy as np
@@ -8,13 +7,14 @@ import pytest
 
 from dreamer_tpu.replay import Sampling
 from tests.helpers.replay_model import Envs, Model, make
+from tests.helpers.saved_replay import save
 
 OPTIONS = dict(length=5, capacity=200, chunksize=7, streams=3)
 PLAIN = dict(initial=2.0, zero_on_sample=False)
 
 
-class Slow:
-  """Probabilities of all sequences, from priorities in a dict."""
+class Reference:
+  """Probabilities of all sequences, from a dict of priorities."""
 
   def __init__(self, sampling):
     self.sampling = sampling
@@ -56,27 +56,27 @@ class Slow:
     return total
 
 
-def grow(replay, slow, rng, steps=150, restart=False):
-  """Adds steps and gives some of them priorities, as learning does."""
+def grow(replay, reference, rng, steps=150, restart=False):
+  """Adds steps and sets some priorities, as training does."""
   envs = Envs(3, seed=int(rng.integers(1000)))
   for i in range(steps):
     step = envs.step(restart=restart and i == 0)
     replay.add(step)
-    slow.add(step)
+    reference.add(step)
     if len(replay) and i % 3 == 0:
       ids = replay.sample(2, rng=rng)[1][:, 1:]
-      # One of them long gone.
+      # One of them is no longer stored.
       ids = np.concatenate([ids, ids[:1] - 10**6])
       values = rng.exponential(size=ids.shape).astype(np.float32) ** 4
       replay.prioritize(ids, values)
-      slow.priorities |= dict(
+      reference.priorities |= dict(
         zip(ids.reshape(-1).tolist(), values.reshape(-1).tolist(), strict=True)
       )
 
 
-def check(replay, slow, draws=40_000):
-  expected = slow.shares()
-  ids = replay.sample(draws)[1][:, 0]
+def check(replay, reference, draws=40_000):
+  expected = reference.shares()
+  ids = replay.sample(draws, steps=1)[1][:, 0]
   starts, counts = np.unique(ids, return_counts=True)
   assert set(starts.tolist()) <= set(expected)
   found = dict(zip(starts.tolist(), counts.tolist(), strict=True))
@@ -103,26 +103,26 @@ KINDS = {
 def test_frequencies_with_removals_and_restores(kind, tmp_path):
   sampling = KINDS[kind]
   rng = np.random.default_rng(0)
-  replay, slow = make(**OPTIONS, sampling=sampling), Slow(sampling)
-  grow(replay, slow, rng, steps=40)
-  check(replay, slow)
-  grow(replay, slow, rng)  # More than it holds.
-  check(replay, slow)
-  manifest = json.loads(json.dumps(replay.save(tmp_path)))
+  replay, reference = make(**OPTIONS, sampling=sampling), Reference(sampling)
+  grow(replay, reference, rng, steps=40)
+  check(replay, reference)
+  grow(replay, reference, rng)  # Beyond the capacity.
+  check(replay, reference)
+  manifest = save(replay, tmp_path)
   other = make(**OPTIONS, sampling=sampling, seed=5)
   other.load(tmp_path, [manifest])
   assert (other.sample(500)[1] == replay.sample(500)[1]).all()
-  check(other, slow)
-  grow(other, slow, rng, steps=30, restart=True)
-  check(other, slow)
+  check(other, reference)
+  grow(other, reference, rng, steps=30, restart=True)
+  check(other, reference)
 
 
-def test_what_was_never_drawn_comes_first():
-  sampling = Sampling(0, 1, 0)  # As the paper's authors have it.
+def test_sequences_never_drawn_come_first():
+  sampling = Sampling(0, 1, 0)  # Defaults of the public implementation.
   replay, envs = make(**OPTIONS, sampling=sampling), Envs(3)
   for _ in range(60):
     replay.add(envs.step())
-  # A report draws alike, and changes nothing.
+  # Drawing for a report changes nothing.
   replay.sample(100, rng=np.random.default_rng(0))
   stored = set(replay.sample(3000, rng=np.random.default_rng(0))[1].flat)
   seen = set()
@@ -130,7 +130,7 @@ def test_what_was_never_drawn_comes_first():
     (ids,) = replay.sample(1)[1]
     assert set(ids.tolist()) - seen
     seen |= set(ids.tolist())
-  # All are at 0: any may come. Then one is told to be the only one.
+  # All priorities are 0, so sampling is uniform. Then one is set.
   drawn = replay.sample(3000)[1][:, 0]
   assert len(set(drawn.tolist())) > 100
   target = int(drawn[0])
@@ -138,20 +138,19 @@ def test_what_was_never_drawn_comes_first():
     replay.prioritize(np.array([target]), np.array([step]))
   (ids,) = replay.sample(1)[1]
   assert target in ids.tolist()
-  # Drawing it has made it 0 again.
+  # Drawing it set it to 0 again.
   assert len(set(replay.sample(100)[1][:, 0].tolist())) > 20
 
 
 @pytest.mark.parametrize('count', [1, 2])
-def test_priorities_follow_their_steps(count, tmp_path):
-  """Into chunks of another size, and other shards."""
+def test_priorities_survive_other_chunk_sizes_and_shards(count, tmp_path):
   sampling = Sampling(0, 1, 0, **PLAIN)
   replay, envs = make(**OPTIONS, sampling=sampling), Envs(3)
   for _ in range(50):
     replay.add(envs.step())
   data, ids = replay.sample(1)
   replay.prioritize(ids, np.full(ids.shape, 1e6, np.float32))
-  manifest = replay.save(tmp_path)
+  manifest = save(replay, tmp_path)
   shards = [
     make(**OPTIONS | {'chunksize': 4}, sampling=sampling, shard=i)
     for i in range(count)
@@ -170,16 +169,16 @@ def test_old_saves_and_errors(tmp_path):
   for _ in range(50):
     replay.add(envs.step())
   ids = replay.sample(2)[1]
-  replay.prioritize(ids, np.ones(ids.shape, np.float32))  # Nobody asks.
-  manifest = replay.save(tmp_path)
+  replay.prioritize(ids, np.ones(ids.shape, np.float32))  # Ignored.
+  manifest = save(replay, tmp_path)
   other = make(**OPTIONS, sampling=Sampling(0.5, 0.5, 0))
   other.load(tmp_path, [manifest])
   assert len(other) == len(replay)
-  again = other.save(tmp_path)
+  again = save(other, tmp_path)
   kinds = [file['kind'] for file in again['files']]
   assert kinds.count('priorities') == 1
-  replay.load(tmp_path, [again])  # The other way round.
-  other.save(tmp_path)
+  replay.load(tmp_path, [again])  # The reverse.
+  save(other, tmp_path)
   other.prune(tmp_path, [])
   assert len(list(tmp_path.rglob('priorities-*'))) == 1
   with pytest.raises(ValueError, match='priorities for'):
