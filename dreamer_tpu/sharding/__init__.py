@@ -1,1 +1,1 @@
-"""Meshes, rules and arrays over many devices."""
+"""Device meshes, sharding rules and arrays over many devices."""

@@ -1,4 +1,4 @@
-"""Between the arrays of one host and those of the whole mesh."""
+"""Converts between host-local and global arrays."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ Tree = Any
 
 
 def to_global(sharding: Sharding, rows: Tree) -> Tree:
-  """Global arrays from the rows that this process supplies.
+  """Makes global arrays from the rows that each process supplies.
 
   Args:
-    sharding: Of the rows, as `rules.batch`.
+    sharding: Sharding of the rows, such as `rules.batch`.
     rows: NumPy arrays [local rows, ...].
 
   Returns:
@@ -24,20 +24,17 @@ def to_global(sharding: Sharding, rows: Tree) -> Tree:
 
 
 def to_local(tree: Tree) -> Tree:
-  """This process's rows of arrays that are sharded over their rows.
-
-  Waits until they are computed.
-  """
+  """Returns this process's rows of row-sharded arrays, once computed."""
   return jax.tree.map(_local_rows, tree)
 
 
 def on_one_device(tree: Tree) -> Tree:
-  """The first local device's copy of replicated arrays, without copying."""
+  """Returns the shards of replicated arrays on the first local device."""
   return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
 
 def to_host(tree: Tree) -> Tree:
-  """Replicated arrays as NumPy arrays; waits until they are computed."""
+  """Returns replicated arrays as NumPy arrays, once computed."""
   return jax.device_get(on_one_device(tree))
 
 

@@ -1,4 +1,4 @@
-"""The device mesh: three axes, host-aligned."""
+"""The device mesh: three axes, aligned with hosts."""
 
 import collections
 import math
@@ -16,27 +16,27 @@ BATCH = ('data', 'fsdp')
 
 
 def make(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh over all devices of all processes.
+  """Builds a mesh over all devices of all processes.
 
   Every process owns whole rows of the batch: `data` spans the hosts, `model`
-  stays within one.
+  stays within a host.
 
   Args:
-    config: `mesh` of the configuration: sizes of `data`, `fsdp`, `model`; one
-      of them may be -1, the rest.
-    devices: In place of all devices, such as those of a topology.
+    config: Sizes of `data`, `fsdp` and `model`; one of them may be -1, which
+      stands for the remaining devices.
+    devices: Devices to use, such as those of a topology; all by default.
 
   Raises:
-    UserError: The sizes do not multiply to the number of devices, or a model
-      axis would cross hosts.
+    UserError: The product of the sizes is not the number of devices, or a
+      model axis would cross hosts.
   """
   devices = jax.devices() if devices is None else devices
   counts = collections.Counter(x.process_index for x in devices)
   hosts, local = len(counts), max(counts.values())
   if hosts * local != len(devices):
     raise UserError(
-      f'{len(devices)} devices are not the same number on each of {hosts} '
-      f'hosts; take a multiple of {local}.'
+      f'{len(devices)} devices are spread unevenly over {hosts} hosts; use a '
+      f'multiple of {local} devices.'
     )
   data, fsdp, model = _resolve(config, len(devices))
   if local % model:
@@ -44,19 +44,17 @@ def make(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
       f'mesh.model={model} does not divide the {local} devices of a host; '
       f'choose one of {divisors(local)}.'
     )
-  over_data = math.gcd(data, hosts)
-  over_fsdp = hosts // over_data
-  if fsdp % over_fsdp:
+  data_hosts = math.gcd(data, hosts)
+  fsdp_hosts = hosts // data_hosts
+  if fsdp % fsdp_hosts:
     raise UserError(
       f'mesh.data={data} and mesh.fsdp={fsdp} do not divide over {hosts} '
-      'hosts; make mesh.data a multiple of that number.'
+      f'hosts; make mesh.data a multiple of {hosts}.'
     )
-  shape = (data // over_data, fsdp // over_fsdp, model)
-  across = (over_data, over_fsdp, 1)
   grid = mesh_utils.create_hybrid_device_mesh(
-    shape,
-    across,
-    devices,
+    mesh_shape=(data // data_hosts, fsdp // fsdp_hosts, model),
+    dcn_mesh_shape=(data_hosts, fsdp_hosts, 1),
+    devices=devices,
     process_is_granule=True,
     allow_split_physical_axes=True,
   )
@@ -64,39 +62,40 @@ def make(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-  """Refuses a batch that does not divide over the mesh.
+  """Checks that a batch divides over the mesh.
 
   Raises:
-    UserError: Names the batch sizes nearby that do.
+    UserError: It does not; names a nearby batch size that does.
   """
-  rows = batch_shards(mesh)
-  if batch_size % rows:
-    near = max(rows, round(batch_size / rows) * rows)
+  shards = batch_shards(mesh)
+  if batch_size % shards:
+    near = max(shards, round(batch_size / shards) * shards)
     raise UserError(
-      f'batch_size={batch_size} does not divide over the {rows} devices of '
+      f'batch_size={batch_size} does not divide over the {shards} devices of '
       f'mesh.data x mesh.fsdp; choose batch_size={near} or another mesh.'
     )
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """Returns the number of shards that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def divisors(number: int) -> list[int]:
-  """All divisors in increasing order."""
+  """Returns all divisors in increasing order."""
   return [x for x in range(1, number + 1) if number % x == 0]
 
 
 def _resolve(config: Any, devices: int) -> list[int]:
+  """Returns the sizes of the axes, with -1 replaced."""
   sizes = [config[axis] for axis in AXES]
-  text = ', '.join(f'mesh.{axis}={config[axis]}' for axis in AXES)
-  fixed = math.prod(x for x in sizes if x != -1)
-  if -1 in sizes and devices % fixed == 0:
+  if -1 in sizes:
+    fixed = math.prod(x for x in sizes if x != -1)
     sizes[sizes.index(-1)] = devices // fixed
   if math.prod(sizes) != devices:
+    text = ', '.join(f'mesh.{axis}={config[axis]}' for axis in AXES)
     raise UserError(
-      f'{text} do not multiply to the {devices} devices there are; sizes that '
-      f'divide them: {divisors(devices)}, -1 stands for the rest.'
+      f'{text} do not multiply to {devices} devices; choose from '
+      f'{divisors(devices)}, or -1 for the remaining devices.'
     )
   return sizes

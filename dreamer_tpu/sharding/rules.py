@@ -1,4 +1,4 @@
-"""Where every array of the agent's state lives on the mesh."""
+"""Maps logical axis names to mesh axes: shardings of the agent's arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,27 +15,27 @@ Tree = Any
 
 
 def batch(mesh: Mesh) -> NamedSharding:
-  """Rows over `data` and `fsdp` together, repeated over `model`."""
+  """Splits rows over `data` and `fsdp`, replicated over `model`."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Replicates an array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def check(mesh: Mesh, rules: Mapping[str, str | None], variables: Tree) -> None:
-  """Refuses a mesh over which the blocks, most of the model, do not divide.
+  """Checks that the blocks, most of the model, divide over the mesh.
 
-  Any other axis that does not divide is small and stays whole.
+  Other axes that do not divide are small; they are replicated.
 
   Args:
     mesh: The device mesh.
-    rules: Mesh axis, or None, per logical axis name.
+    rules: Mesh axis or None by logical axis name.
     variables: The model's `nnx.Param`s with `axes` metadata, nested by name.
 
   Raises:
-    UserError: Names the parameter, the mesh axis and the sizes that divide.
+    UserError: They do not; names a parameter, the mesh axis and valid sizes.
   """
   axis = rules.get('blocks')
   if not axis:
@@ -57,15 +57,15 @@ def state(
   variables: Tree,
   abstract: Tree,
 ) -> Tree:
-  """Shardings of the agent's whole state.
+  """Returns the shardings of the agent's state.
 
-  Parameters follow their logical axes; whatever mirrors them (the slow value,
-  the optimizer's moments) follows the parameter of that name; all else is
-  replicated.
+  Parameters are sharded by their logical axes. The slow value and the
+  optimizer's moments are sharded like the parameters of their names. All else
+  is replicated.
 
   Args:
     mesh: The device mesh.
-    rules: Mesh axis, or None, per logical axis name.
+    rules: Mesh axis or None by logical axis name.
     variables: The model's `nnx.Param`s with `axes` metadata, nested by name.
     abstract: The state as ShapeDtypeStructs.
 
@@ -129,18 +129,18 @@ def constraints(
 
 
 def gather(tree: Tree, shardings: Tree, dtype: Any) -> Tree:
-  """Parameters as products take them: whole over `fsdp`, inside of a jit.
+  """Gathers parameters over `fsdp` inside of a jitted function.
 
-  Kernels travel in the compute dtype, each when it is first used; their
-  gradients return to the shards. Without this, XLA multiplies by the shards
-  where it thinks that cheaper, and on a mesh of data, fsdp and model it gets
-  the gradients of a dense layer's inputs wrong (JAX 0.10.2, both
+  Kernels are gathered in the compute dtype, each when it is first used; their
+  gradients are scattered back to the shards. Without this, XLA multiplies by
+  shards where it estimates that to be cheaper, and on a mesh of data, fsdp and
+  model its gradients of a dense layer's inputs are wrong (JAX 0.10.2, both
   partitioners).
 
   Args:
     tree: Parameters.
-    shardings: Theirs, a tree of the same structure.
-    dtype: In which products are computed.
+    shardings: Shardings of the parameters, a tree of the same structure.
+    dtype: The compute dtype.
   """
   return jax.tree.map(lambda x, s: _gather(x, s, dtype), tree, shardings)
 
@@ -163,7 +163,7 @@ def _gather(x: jax.Array, sharding: NamedSharding, dtype: Any) -> jax.Array:
 
 
 def _spec(mesh, rules, variable) -> PartitionSpec:
-  """A mesh axis is used once per array, and only where it divides."""
+  """Uses each mesh axis at most once per array, and only where it divides."""
   spec: list[str | None] = []
   for name, size in zip(
     variable.get_metadata('axes'), variable.shape, strict=True
@@ -174,5 +174,6 @@ def _spec(mesh, rules, variable) -> PartitionSpec:
 
 
 def _fitting(mesh, rules, name: str | None, size: int) -> str | None:
+  """Returns the mesh axis of a logical axis if it divides its size."""
   axis = rules.get(name) if name else None
   return axis if axis and size % mesh.shape[axis] == 0 else None

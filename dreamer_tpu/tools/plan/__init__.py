@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation of an update for a TPU topology."""
+"""Compiles an update ahead of time for a TPU topology and reports its cost."""

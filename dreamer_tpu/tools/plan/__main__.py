@@ -1,9 +1,9 @@
-"""Plans a run on a TPU topology, without a TPU: what fits, and what bounds it.
+"""Reports memory, collectives and time of an update on a TPU you do not have.
 
 python -m dreamer_tpu.tools.plan --config=configs/atari.py:size200m
   --topology=v5e:4x4 [--chips=N] [--suggest] [--json] [--config.KEY=VALUE ...]
 
-Exit codes: 0 it fits; 2 it does not; 1 an error, with the reason in one line.
+Exit codes: 0 fits, 2 does not fit, 1 error.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from dreamer_tpu.cli import flags
 from dreamer_tpu.errors import UserError
 
 if TYPE_CHECKING:
-  from dreamer_tpu.tools.plan.step import Plan
+  from dreamer_tpu.tools.plan.step import UpdatePlan
 
 GIB = 2**30
 NO_FIT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the plan; see the exit codes above."""
+  """Prints the plan. Returns: the exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m dreamer_tpu.tools.plan',
     usage=(__doc__ or '').split('\n\n')[1].replace('\n ', ''),
@@ -36,50 +36,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--topology', required=True, help='such as v5e:4x4 or v5p:2x2x2'
+    '--topology', required=True, help='for example v5e:4x4 or v5p:2x2x2'
   )
+  parser.add_argument('--chips', type=int, help='use only the first N chips')
   parser.add_argument(
-    '--chips', type=int, help='plan for the first so many chips of it only'
+    '--suggest',
+    action='store_true',
+    help='compile up to four meshes and choose the best; ignores mesh.*',
   )
-  parser.add_argument(
-    '--suggest', action='store_true', help='search the mesh; mesh.* is ignored'
-  )
-  parser.add_argument('--json', action='store_true', help='for machines')
+  parser.add_argument('--json', action='store_true', help='print JSON')
   logging.set_verbosity(logging.ERROR)
   try:
     config, rest = flags.parse_config(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(rest)
-    plan = _make(config, args)
+    plans = _make(config, args)
   except UserError as error:
     print('error:', *str(error).split(), file=sys.stderr)
     return 1
-  print(json.dumps(as_json(plan)) if args.json else '\n'.join(lines(plan)))
-  return 0 if plan.fits else NO_FIT
+  if args.json:
+    compared = {'compared': list(map(summary, plans))} if args.suggest else {}
+    print(json.dumps(as_json(plans[0]) | compared))
+  else:
+    text = [comparison(x) for x in plans] if args.suggest else []
+    print('\n'.join([*lines(plans[0]), *text]))
+  return 0 if plans[0].fits else NO_FIT
 
 
-def _make(config: Any, args: argparse.Namespace) -> 'Plan':
-  # The chips are only compiled for; JAX itself needs none.
+def _make(config: Any, args: argparse.Namespace) -> list['UpdatePlan']:
+  # Ahead-of-time compilation needs no TPU.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   from dreamer_tpu.tools.plan import meshes, step
 
   agent = step.make_agent(config)
-  make = meshes.suggest if args.suggest else step.make
-  return make(config, agent, args.topology, args.chips)
+  if args.suggest:
+    return meshes.suggest(config, agent, args.topology, args.chips)
+  return [step.make(config, agent, args.topology, args.chips)]
 
 
-def as_json(plan: 'Plan') -> dict[str, Any]:
-  """JSON values of a plan."""
+def as_json(plan: 'UpdatePlan') -> dict[str, Any]:
+  """Returns a plan as JSON values."""
   result = dataclasses.asdict(plan)
   if plan.floors:
     result['floors']['bound'] = plan.floors.bound
   return result
 
 
-def lines(plan: 'Plan') -> Iterator[str]:
-  """The plan as a person reads it."""
-  mesh = ' '.join(f'{k}={v}' for k, v in plan.mesh.items())
+def summary(plan: 'UpdatePlan') -> dict[str, Any]:
+  """Returns the figures by which meshes are compared, as JSON values."""
+  return {
+    'mesh': plan.mesh,
+    'fits': plan.fits,
+    'peak': plan.peak,
+    'floor': plan.floors and plan.floors.largest,
+  }
+
+
+def comparison(plan: 'UpdatePlan') -> str:
+  """Returns the line of a mesh among those that were compared."""
+  time = (
+    f'{1e3 * plan.floors.largest:.3g} ms' if plan.floors else 'does not fit'
+  )
+  return f'compared     {_mesh(plan)}: {time}'
+
+
+def lines(plan: 'UpdatePlan') -> Iterator[str]:
+  """Yields the lines of a plan as text."""
   yield (
-    f'{plan.topology}, {plan.chips} chips on {plan.hosts} hosts, mesh {mesh}, '
+    f'{plan.topology}, {plan.chips} chips on {plan.hosts} hosts, mesh {_mesh(plan)}, '
     f'batch {plan.batch_size} x {plan.batch_length}'
   )
   yield f'parameters   {plan.parameters:,}'
@@ -103,8 +126,8 @@ def lines(plan: 'Plan') -> Iterator[str]:
   yield f'replay       {plan.replay / 1e9:.3g} GB of RAM per host'
 
 
-def _collectives(plan: 'Plan') -> Iterator[str]:
-  """A line per kind, apart for those inside of loops."""
+def _collectives(plan: 'UpdatePlan') -> Iterator[str]:
+  """Yields a line per kind, with those inside of loops apart."""
   groups = collections.defaultdict(list)
   for x in plan.collectives:
     groups[x.loop, x.kind].append(x)
@@ -117,6 +140,10 @@ def _collectives(plan: 'Plan') -> Iterator[str]:
     yield (
       f'collectives  {times} {kind} per update, {size:.3g} MB per chip{where}'
     )
+
+
+def _mesh(plan: 'UpdatePlan') -> str:
+  return ' '.join(f'{k}={v}' for k, v in plan.mesh.items())
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What TPU chips can do, and how long an update must take on them at least."""
+"""TPU hardware specs and roofline lower bounds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from dreamer_tpu.metrics import flops
 from dreamer_tpu.tools.plan.hlo import Collective
 
 GIB = 2**30
-# Seconds that the smallest collective takes between neighbouring chips.
+# Seconds of the smallest collective between neighboring chips.
 LATENCY = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A kind of TPU chip.
+  """Specs of a TPU chip.
 
   Attributes:
-    kind: As `jax.Device.device_kind` has it.
-    hbm: Bytes of main memory that a program may use.
-    bandwidth: Bytes per second from and to it.
-    network: Bytes per second that it can send to its neighbours.
+    kind: Name as in `jax.Device.device_kind`.
+    hbm: Bytes of HBM that a program may use.
+    bandwidth: HBM bytes per second.
+    network: Bytes per second that a chip can send to its neighbors.
   """
 
   kind: str
@@ -43,12 +43,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
-  """Seconds below which an update cannot go, for each of three reasons.
+  """Lower bounds on the time of an update, in seconds.
 
   Attributes:
     compute: All FLOPs at the chips' peak.
-    memory: All bytes that the program moves, at the memory's bandwidth.
-    network: All bytes that a chip sends over all of its links at once, and
+    memory: All HBM traffic at the peak bandwidth.
+    network: All bytes that a chip sends at the bandwidth of all its links, and
       one hop per collective.
   """
 
@@ -58,25 +58,32 @@ class Floors:
 
   @property
   def bound(self) -> str:
-    """The name of the largest."""
+    """Name of the largest floor."""
     return max(dataclasses.asdict(self).items(), key=lambda x: x[1])[0]
 
   @property
   def largest(self) -> float:
-    """The largest, in seconds."""
+    """Largest floor, in seconds."""
     return max(self.compute, self.memory, self.network)
 
 
 def floors(
-  chip: Chip, flops_per_chip: float, moved: float, sends: Sequence[Collective]
+  chip: Chip,
+  flops_per_chip: float,
+  hbm_bytes: float,
+  collectives: Sequence[Collective],
 ) -> Floors:
-  """The floors of a compiled program.
+  """Returns the floors of a compiled update.
 
   Args:
     chip: The kind of chip.
-    flops_per_chip: FLOPs of an update on one chip.
-    moved: Bytes to and from its memory.
-    sends: Collectives of an update.
+    flops_per_chip: FLOPs of the update on one chip.
+    hbm_bytes: HBM traffic of one chip.
+    collectives: Collectives of the update.
   """
-  network = sum(x.times * (x.sent / chip.network + LATENCY) for x in sends)
-  return Floors(flops_per_chip / chip.flops, moved / chip.bandwidth, network)
+  network = sum(
+    x.times * (x.sent / chip.network + LATENCY) for x in collectives
+  )
+  return Floors(
+    flops_per_chip / chip.flops, hbm_bytes / chip.bandwidth, network
+  )

@@ -1,7 +1,7 @@
-"""What a compiled program does: collectives and bytes, read from its HLO text.
+"""Counts collectives and HBM traffic in the HLO text of a compiled program.
 
-The compiler's own cost analysis counts the body of a loop once. Here every
-instruction counts as often as the loops around it run it.
+XLA's cost analysis counts the body of a loop once. Here every instruction
+counts once per iteration of the loops around it.
 """
 
 import collections
@@ -21,18 +21,18 @@ KINDS = (
 
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'token': 0, 'opaque': 0}
 _HEADER = re.compile(r'(ENTRY )?%?([^\s(]+) \(.*\{$')
-_LINE = re.compile(r'\s+(ROOT )?%?(\S+) = (.*)$')
+_LINE = re.compile(r'\s+(?:ROOT )?%?(\S+) = (.*)$')
 _OPCODE = re.compile(r' ([a-z][a-z0-9-]*)\(')
 _ARRAY = re.compile(r'([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?')
 _NAME = re.compile(r'%([\w.-]+)')
 _CALL = re.compile(r'(calls|to_apply|body|condition)=%?([\w.-]+)')
 _CALLS = re.compile(r'(?:branch|called)_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'known_trip_count[^}]*"n":"(\d+)"')
-# The three ways in which groups of devices are written.
+# The three notations of device groups.
 _LISTS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _IOTA = re.compile(r'replica_groups=\[\d+,(\d+)\]<=')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
-# Instructions that move nothing themselves.
+# Instructions that access no memory themselves.
 _FREE_NAMES = """
   parameter constant tuple get-tuple-element bitcast while conditional call
   after-all partition-id replica-id iota opt-barrier add-dependency
@@ -46,11 +46,11 @@ class Collective:
 
   Attributes:
     kind: One of `KINDS`.
-    size: Bytes per chip of what is reduced, or of the result of a gather.
-    group: Chips that take part together.
-    times: How often an update runs it.
+    size: Bytes per chip of the operand, or of the result of a gather.
+    group: Number of chips in a group.
+    times: Number of executions per update.
     loop: Whether it is inside of a loop.
-    origin: The operation it was made for, as JAX names it.
+    origin: JAX's name of the operation it was compiled from.
   """
 
   kind: str
@@ -62,13 +62,13 @@ class Collective:
 
   @property
   def sent(self) -> float:
-    """Bytes that a chip must send for one of them, whatever the algorithm."""
+    """Minimum number of bytes that a chip sends per execution."""
     share = (self.group - 1) / max(1, self.group)
     if self.kind == 'all-reduce':
       return 2 * share * self.size
-    return (
-      self.size if self.kind.startswith('collective') else (share * self.size)
-    )
+    if self.kind.startswith('collective'):
+      return self.size
+    return share * self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Operation:
   """An instruction of a program.
 
   Attributes:
-    name: In the compiled program, and in profiles.
-    moved: Bytes that it reads and writes in an update.
-    origin: The operation it was made for, as JAX names it. Where the compiler
-      does not say, as of the transpositions of a convolution's gradient, that
-      of what uses it.
+    name: Name in the compiled program and in profiles.
+    moved: Bytes that it reads and writes per update.
+    origin: JAX's name of the operation it was compiled from. Instructions
+      that the compiler adds without one, such as the transpositions in a
+      convolution's gradient, have that of their user.
   """
 
   name: str
@@ -95,33 +95,32 @@ class _Instruction:
   opcode: str
   operands: tuple[str, ...]
   rest: str
-  root: bool
 
 
 _Computation = dict[str, _Instruction]
 
 
 class Program:
-  """A compiled module.
+  """A compiled program.
 
   Args:
-    text: From `compiled.as_text()`.
+    text: HLO text from `compiled.as_text()`.
   """
 
   def __init__(self, text: str):
     self._computations, self._entry = _parse(text)
     self._times: dict[str, int] = collections.defaultdict(int)
     self._loops: set[str] = set()
-    # Bodies of fusions and reductions, whose instructions touch no memory.
+    # Fusions and reductions, whose instructions access no memory.
     self._inner: set[str] = set()
     self._visit(self._entry, 1, False, False)
 
   def collectives(self) -> list[Collective]:
-    """All collectives, the largest traffic first.
+    """Returns all collectives, the largest traffic first.
 
-    One that the compiler spreads over many instructions, loops among them, to
-    overlap it with other work counts as often as it is started: its channel
-    tells.
+    To overlap a collective with other work, the compiler may spread it over
+    several instructions and loops. Its channel identifies it, and it counts
+    as often as it is started.
     """
     found: dict[object, Collective] = {}
     for name, computation in self._computations.items():
@@ -137,11 +136,11 @@ class Program:
     return sorted(found.values(), key=lambda x: -x.sent * x.times)
 
   def hbm_bytes(self) -> float:
-    """Bytes that one chip reads from and writes to its main memory."""
+    """Returns the bytes that one chip reads from and writes to HBM."""
     return sum(x.moved for x in self.operations())
 
   def operations(self) -> Iterator[Operation]:
-    """All instructions that do something themselves."""
+    """Yields all instructions that access memory themselves."""
     for name, computation in self._computations.items():
       if name in self._inner or not self._times[name]:
         continue
@@ -170,7 +169,7 @@ class Program:
         )
 
   def _trips(self, loop: _Instruction) -> int:
-    """How often a loop runs, from the constant that its counter meets."""
+    """Returns the iterations of a loop, from the constant in its condition."""
     if match := _TRIPS.search(loop.rest):
       return int(match[1])
     (name,) = [c for how, c in _callees(loop) if how == 'condition']
@@ -190,7 +189,7 @@ class Program:
     )
     if kind == 'all-gather':
       size *= group
-    # The TPU compiler writes a reduce-scatter as a fusion of this name.
+    # XLA for TPU compiles a reduce-scatter to a fusion of this name.
     if name.startswith('all-reduce-scatter'):
       kind = 'reduce-scatter'
     return Collective(
@@ -218,7 +217,7 @@ class Program:
     return _hbm(x.shape) + sum(_hbm(y.shape) for y in operands)
 
   def _moved_by_fusion(self, inside, operands, x) -> float:
-    """Reads only the slices that it uses, and writes into place."""
+    """Counts only the used slices of operands, and updates in place."""
     total = 0.0
     users = collections.defaultdict(list)
     for y in inside.values():
@@ -250,7 +249,7 @@ def _origin(x: _Instruction) -> str:
 
 def _origins(computation: _Computation) -> dict[str, str]:
   origins: dict[str, str] = {}
-  for x in reversed(computation.values()):  # users first
+  for x in reversed(computation.values()):  # Users first.
     origin = _origin(x) or origins.get(x.name, '')
     origins[x.name] = origin
     if origin:
@@ -260,7 +259,7 @@ def _origins(computation: _Computation) -> dict[str, str]:
 
 
 def _used(user: _Instruction, position: int) -> str | None:
-  """The shape of what is read of an operand; '' nothing, None all of it."""
+  """Returns the shape a user reads of an operand; '' none, None all of it."""
   if user.opcode in ('dynamic-slice', 'slice') and position == 0:
     return user.shape
   if user.opcode == 'dynamic-update-slice' and position == 0:
@@ -279,19 +278,18 @@ def _parse(text: str) -> tuple[Mapping[str, _Computation], str]:
         entry = match[2] if match[1] else entry
       continue
     if match := _LINE.match(line):
-      opcode = _OPCODE.search(' ' + match[3])
+      opcode = _OPCODE.search(' ' + match[2])
       if opcode is None:
         continue
-      shape = match[3][: max(0, opcode.start() - 1)]
-      rest = match[3][opcode.end() - 1 :]
+      shape = match[2][: max(0, opcode.start() - 1)]
+      rest = match[2][opcode.end() - 1 :]
       arguments = rest.split(')')[0]
-      current[match[2]] = _Instruction(
-        name=match[2],
+      current[match[1]] = _Instruction(
+        name=match[1],
         shape=shape,
         opcode=opcode[1],
         operands=tuple(_NAME.findall(arguments)),
         rest=rest,
-        root=bool(match[1]),
       )
   return computations, entry
 
@@ -304,7 +302,7 @@ def _callees(x: _Instruction) -> Iterator[tuple[str, str]]:
 
 
 def _group(rest: str) -> int:
-  """The number of devices in each group of a collective."""
+  """Returns the number of devices in each group of a collective."""
   if match := _IOTA.search(rest):
     return int(match[1])
   if match := _LISTS.search(rest):
@@ -319,12 +317,12 @@ def _group(rest: str) -> int:
 
 
 def _size(shape: str) -> int:
-  """Bytes of an array, or of all arrays of a tuple."""
+  """Returns the bytes of an array or of all arrays of a tuple."""
   return sum(_bytes(*match[:2]) for match in _ARRAY.findall(shape))
 
 
 def _hbm(shape: str) -> int:
-  """The same of those arrays that do not live in a memory on the chip."""
+  """Returns the bytes of those arrays of a shape that are in HBM."""
   return sum(
     _bytes(dtype, dims)
     for dtype, dims, layout in _ARRAY.findall(shape)

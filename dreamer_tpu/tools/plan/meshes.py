@@ -1,132 +1,84 @@
-"""Which mesh is likely the fastest for a model on some chips."""
+"""Suggests a mesh: compiles a few candidates and compares their floors."""
 
 import copy
-import math
-from collections.abc import Iterator
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.steps import Steps
 from dreamer_tpu.sharding import mesh as mesh_lib
-from dreamer_tpu.tools.plan import hardware, step, topology
+from dreamer_tpu.tools.plan import step, topology
 
-# Sums over `model` in a step of the scan, forward and backward: the dense
-# inputs, the norms and the posterior, there and back.
-_SUMS_PER_STEP = 8
-# Messages that gathering weights and scattering gradients takes: what the
-# compiler leaves of one each per kernel.
-_FSDP_MESSAGES = 40
-# Recurrent weights of so many bytes stay on the chip during a scan; larger
-# ones are read again at every step.
-_ON_CHIP = 64 * 2**20
-# At most so many meshes are compiled to find one that fits.
-_TRIALS = 4
+Sizes = tuple[int, int, int]
 
 
 def suggest(
   config: ConfigDict, agent: Agent, name: str, chips: int | None = None
-) -> step.Plan:
-  """The plan of the mesh with the lowest predicted time that fits.
-
-  The prediction orders the meshes; they are compiled in that order until one
-  fits.
+) -> list[step.UpdatePlan]:
+  """Compiles the candidate meshes, at most four, and ranks them.
 
   Args:
-    config: Of the run; its mesh does not matter.
-    agent: From `step.make_agent`.
-    name: Of the topology.
-    chips: Uses only the first so many chips of it.
+    config: Configuration of the run; `mesh` is ignored.
+    agent: Agent from `step.make_agent`.
+    name: Name of the topology.
+    chips: Number of chips to use of it; all by default.
 
   Returns:
-    The plan that fits, or the one that is the closest to it.
+    The plans, best first: those that fit by their largest floor, then the
+    others by their peak memory.
 
   Raises:
-    UserError: No mesh divides chips, hosts, blocks and batch.
+    UserError: No mesh divides the chips, hosts, blocks and batch.
   """
-  order = sorted(predictions(config, agent, name, chips))
-  if not order:
+  sizes = candidates(config, agent, name, chips)
+  if not sizes:
     raise UserError(
       f'No mesh of {name} divides batch_size={config.batch_size} and the '
       f'{config.agent.rssm.blocks} blocks; choose another batch_size.'
     )
-  tried: list[step.Plan] = []
-  for _, sizes in order[:_TRIALS]:
-    plan = step.make(_with_mesh(config, sizes), agent, name, chips)
-    if plan.fits:
-      return plan
-    tried.append(plan)
-  return min(tried, key=lambda x: x.peak)
+  plans = [step.make(_with_mesh(config, x), agent, name, chips) for x in sizes]
+  return sorted(plans, key=rank)
 
 
-def predictions(
+def rank(plan: step.UpdatePlan) -> tuple[float, ...]:
+  """Returns the sort key of a plan; lower is better."""
+  if not plan.floors:
+    return 1, plan.peak
+  x = plan.floors
+  return 0, x.largest, x.compute + x.memory + x.network
+
+
+def candidates(
   config: ConfigDict, agent: Agent, name: str, chips: int | None = None
-) -> Iterator[tuple[float, tuple[int, ...]]]:
-  """Yields predicted seconds and sizes of every mesh whose state fits."""
+) -> list[Sizes]:
+  """Returns the meshes to compare, at most four.
+
+  These are the smallest and the largest model axis that is valid, each with
+  the remaining chips all on `data` or all on `fsdp`.
+  """
   devices = topology.devices(name, chips)
-  chip = hardware.CHIPS[name.partition(':')[0]]
-  for sizes in _candidates(len(devices)):
-    changed = _with_mesh(config, sizes)
-    try:
-      mesh = mesh_lib.make(changed.mesh, devices)
-      mesh_lib.check_batch(mesh, config.batch_size)
-      steps = Steps(
-        agent, mesh, config.sharding.rules, batch_size=config.batch_size
-      )
-    except UserError:
-      continue
-    state = _bytes(steps.abstract)
-    if state < chip.hbm:
-      yield _predict(config, agent, chip, steps, mesh, state), sizes
+  valid: dict[int, list[Sizes]] = {}
+  for model in mesh_lib.divisors(len(devices)):
+    rest = len(devices) // model
+    for sizes in dict.fromkeys([(rest, 1, model), (1, rest, model)]):
+      if _is_valid(_with_mesh(config, sizes), agent, devices):
+        valid.setdefault(model, []).append(sizes)
+  extremes = sorted({min(valid), max(valid)}) if valid else []
+  return [sizes for model in extremes for sizes in valid[model]]
 
 
-def _candidates(chips: int) -> Iterator[tuple[int, int, int]]:
-  for model in mesh_lib.divisors(chips):
-    for fsdp in mesh_lib.divisors(chips // model):
-      yield chips // model // fsdp, fsdp, model
+def _is_valid(config: ConfigDict, agent: Agent, devices: list) -> bool:
+  try:
+    mesh = mesh_lib.make(config.mesh, devices)
+    mesh_lib.check_batch(mesh, config.batch_size)
+    Steps(agent, mesh, config.sharding.rules, batch_size=config.batch_size)
+  except UserError:
+    return False
+  return True
 
 
-def _predict(config, agent, chip, steps, mesh, state) -> float:
-  """Seconds that differ between meshes: weights, gradients and sums."""
-  sizes = dict(mesh.shape)
-  rows = config.batch_size // mesh_lib.batch_shards(mesh)
-  params = steps.abstract['params']
-  split = sizes['model'] if sizes['model'] > 1 else 1
-  width = agent.dtype.itemsize / 4
-  recurrent = _bytes(params['rssm']) * sizes['fsdp'] * width
-  reads = 3 * config.batch_length + config.agent.imag_length
-  if recurrent < _ON_CHIP:
-    reads = 3
-  moved = 2 * state + recurrent * reads
-  network = 0.0
-  shards = sizes['data'] * sizes['fsdp']
-  weights = _bytes(params) * sizes['fsdp'] * width
-  if shards > 1:
-    network += 2 * weights * (shards - 1) / shards
-  if sizes['fsdp'] > 1:
-    network += weights * (sizes['fsdp'] - 1) / sizes['fsdp']
-  seconds = moved / chip.bandwidth + network / chip.network
-  if sizes['fsdp'] > 1:
-    seconds += _FSDP_MESSAGES * hardware.LATENCY
-  if split > 1:
-    hidden = 2 * config.agent.rssm.hidden * agent.dtype.itemsize
-    per_row = hidden + 4 * config.agent.rssm.blocks
-    starts = config.batch_length * config.agent.imag_length
-    sums = _SUMS_PER_STEP * (config.batch_length + config.agent.imag_length)
-    sent = 2 * rows * per_row * (config.batch_length + starts)
-    seconds += sums * hardware.LATENCY * math.log2(split)
-    seconds += 3 * sent / chip.network
-  return seconds
-
-
-def _with_mesh(config: ConfigDict, sizes: tuple[int, ...]) -> ConfigDict:
+def _with_mesh(config: ConfigDict, sizes: Sizes) -> ConfigDict:
   changed = copy.deepcopy(config)
   changed.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
   return changed
-
-
-def _bytes(tree: Any) -> float:
-  return sum(map(step.shard_bytes, jax.tree.leaves(tree)))

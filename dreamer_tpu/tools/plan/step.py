@@ -1,9 +1,10 @@
-"""Compiles the train step of a run for chips that need not be there."""
+"""Compiles the train step of a run for a TPU topology."""
 
 import dataclasses
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,34 +21,34 @@ from dreamer_tpu.run import setup
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import hardware, hlo, topology
 
-# The two ways in which the compiler says that memory does not suffice.
+# The compiler's two messages for a program that does not fit.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm')
 _REQUIRED = re.compile(r'\(([\d.]+)([KMGT]?)\) exceeds available HBM')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """What an update costs on some chips; bytes are per chip.
+class UpdatePlan:
+  """Cost of an update on a topology; bytes are per chip.
 
   Attributes:
-    topology: Its name.
-    chips: How many of it are used.
-    hosts: How many hosts they belong to.
-    mesh: Chips along every axis.
+    topology: Name of the topology.
+    chips: Number of chips used.
+    hosts: Number of hosts of these chips.
+    mesh: Chips along each axis.
     batch_size: Rows of the global batch.
     batch_length: Trained steps of a row.
-    parameters: Of the whole model.
+    parameters: Parameters of the whole model.
     arguments: Bytes of state, carry and batch.
-    temporaries: Bytes that the update needs besides.
-    peak: Bytes in use at the worst moment of the update, all in all.
-    hbm: Bytes there are.
-    fits: Whether the compiler could place the program.
+    temporaries: Bytes of temporaries.
+    peak: Peak memory of the update.
+    hbm: Available memory.
+    fits: Whether the program fits in memory.
     compile_s: Seconds to compile.
-    flops: Per update, over all chips.
-    collectives: Of an update; empty if it does not fit.
-    floors: Seconds; None if it does not fit.
-    replay: Bytes of RAM per host.
+    flops: FLOPs of an update on all chips.
+    collectives: Collectives of an update; empty if it does not fit.
+    floors: Lower bounds on its time; None if it does not fit.
+    replay: Bytes of RAM for the replay of one host.
   """
 
   topology: str
@@ -64,16 +65,16 @@ class Plan:
   fits: bool
   compile_s: float
   flops: float
-  collectives: list[hlo.Collective]
+  collectives: Sequence[hlo.Collective]
   floors: hardware.Floors | None
   replay: float
 
 
 def make_agent(config: ConfigDict) -> Agent:
-  """The agent of a run on TPUs.
+  """Makes the agent of a run on TPUs.
 
   Raises:
-    UserError: As `envs.spaces`, of an unknown task or missing package.
+    UserError: The task is unknown or its package is missing.
   """
   obs_space, act_space = envs.spaces(config.task, config.env)
   return Agent(
@@ -87,30 +88,37 @@ def make_agent(config: ConfigDict) -> Agent:
 
 def make(
   config: ConfigDict, agent: Agent, name: str, chips: int | None = None
-) -> Plan:
-  """Compiles the update of a run and reads off what it costs.
+) -> UpdatePlan:
+  """Compiles the update of a run and returns its cost.
 
   Args:
-    config: Of the run.
-    agent: From `make_agent`.
-    name: Of the topology.
-    chips: Uses only the first so many chips of it.
+    config: Configuration of the run.
+    agent: Agent from `make_agent`.
+    name: Name of the topology.
+    chips: Number of chips to use of it; all by default.
 
   Raises:
-    UserError: No such topology, or a mesh or batch that does not divide.
+    UserError: The topology is unknown, or mesh or batch do not divide.
   """
   devices = topology.devices(name, chips)
   mesh = mesh_lib.make(config.mesh, devices)
   mesh_lib.check_batch(mesh, config.batch_size)
-  chip = hardware.CHIPS[name.partition(':')[0]]
   steps = Steps(
     agent, mesh, config.sharding.rules, batch_size=config.batch_size
   )
   arguments = steps.train_arguments(config.batch_length)
   traced = steps.train.trace(*arguments)
   work = flops.count_jaxpr(traced.jaxpr).total
+  chip = hardware.CHIPS[name.partition(':')[0]]
+  start = time.monotonic()
+  compiled, message = _compile(traced)
+  compile_s = time.monotonic() - start
+  if compiled:
+    figures = _figures(compiled, work / len(devices), chip)
+  else:
+    figures = _figures_without_fit(message, arguments, chip)
   hosts = len({x.process_index for x in devices})
-  common: dict[str, Any] = dict(
+  return UpdatePlan(
     topology=name,
     chips=len(devices),
     hosts=hosts,
@@ -119,47 +127,58 @@ def make(
     batch_length=config.batch_length,
     parameters=sum(x.size for x in jax.tree.leaves(steps.abstract['params'])),
     hbm=chip.hbm,
+    compile_s=compile_s,
     flops=work,
     replay=replay_bytes(config, agent) / hosts,
+    **figures,
   )
-  given = sum(map(shard_bytes, jax.tree.leaves(arguments)))
-  start = time.monotonic()
+
+
+def _compile(traced: Any) -> tuple[Any, str]:
+  """Returns the compiled program, or None and a message if it does not fit."""
   try:
-    compiled = traced.lower().compile()
+    return traced.lower().compile(), ''
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    peak = max(needed(str(error)), chip.hbm)
-    return Plan(
-      **common,
-      compile_s=time.monotonic() - start,
-      arguments=given,
-      temporaries=peak - given,
-      peak=peak,
-      fits=False,
-      collectives=[],
-      floors=None,
-    )
-  seconds = time.monotonic() - start
+    return None, str(error)
+
+
+def _figures(
+  compiled: Any, flops_per_chip: float, chip: hardware.Chip
+) -> dict[str, Any]:
   stats = compiled.memory_analysis()
   program = hlo.Program(compiled.as_text())
-  sends = program.collectives()
-  return Plan(
-    **common,
-    compile_s=seconds,
+  collectives = program.collectives()
+  return dict(
     arguments=stats.argument_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
     peak=stats.peak_memory_in_bytes,
     fits=True,
-    collectives=sends,
+    collectives=collectives,
     floors=hardware.floors(
-      chip, work / len(devices), program.hbm_bytes(), sends
+      chip, flops_per_chip, program.hbm_bytes(), collectives
     ),
   )
 
 
+def _figures_without_fit(
+  message: str, arguments: Any, chip: hardware.Chip
+) -> dict[str, Any]:
+  peak = max(required_bytes(message), chip.hbm)
+  size = sum(map(shard_bytes, jax.tree.leaves(arguments)))
+  return dict(
+    arguments=size,
+    temporaries=peak - size,
+    peak=peak,
+    fits=False,
+    collectives=[],
+    floors=None,
+  )
+
+
 def replay_bytes(config: ConfigDict, agent: Agent) -> float:
-  """RAM of a full replay, over all hosts."""
+  """Returns the RAM of a full replay over all hosts, in bytes."""
   per_step = sum(
     math.prod(shape) * jnp.dtype(dtype).itemsize
     for shape, dtype in step_spec(agent).values()
@@ -168,11 +187,11 @@ def replay_bytes(config: ConfigDict, agent: Agent) -> float:
 
 
 def shard_bytes(x: Any) -> float:
-  """Bytes of an array, or its ShapeDtypeStruct, on one of its devices."""
+  """Returns the bytes of a sharded array or struct on one device."""
   return math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
 
 
-def needed(message: str) -> float:
-  """The bytes that the compiler could not place, from what it says."""
+def required_bytes(message: str) -> float:
+  """Returns the bytes a program needs, from the compiler's error message."""
   match = _USED.search(message) or _REQUIRED.search(message)
   return float(match[1]) * _UNITS[match[2]] if match else 0.0

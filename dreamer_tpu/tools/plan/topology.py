@@ -1,4 +1,4 @@
-"""TPU topologies as devices that need not be there, to compile for."""
+"""TPU topology descriptions for ahead-of-time compilation."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from jax.experimental import topologies
 
 from dreamer_tpu.errors import UserError
 
-# Dimensions of the torus, and the most chips of one slice.
+# Dimensions of the torus and maximum number of chips of a slice.
 _LIMITS = {'v4': (3, 4096), 'v5e': (2, 256), 'v5p': (3, 6144), 'v6e': (2, 256)}
-# Without these, libtpu looks for the TPU of this machine and complains.
+# Without these, libtpu looks for a TPU on this machine and fails.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -22,19 +22,19 @@ _ENVIRONMENT = {
 
 
 def devices(name: str, chips: int | None = None) -> list[Any]:
-  """The chips of a TPU topology, by host and then as the compiler orders them.
+  """Returns the chips of a TPU topology, ordered by host.
 
   Args:
-    name: Such as 'v5e:4x4' or 'v5p:2x2x2'.
-    chips: Takes only the first so many; None takes all.
+    name: Generation and shape, such as 'v5e:4x4' or 'v5p:2x2x2'.
+    chips: Number of chips to return; all by default.
 
   Raises:
-    UserError: No such topology, or fewer chips than asked for.
+    UserError: The topology is unknown or has fewer chips.
   """
   generation, shape = _parse(name)
   for key, value in _ENVIRONMENT.items():
     os.environ.setdefault(key, value)
-  # One device a chip, as the others have it, not one a core.
+  # One device per chip, as in later generations, not one per core.
   options = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
   found: list[Any]
   try:
@@ -44,9 +44,9 @@ def devices(name: str, chips: int | None = None) -> list[Any]:
       chips_per_host_bounds=_host_bounds(shape),
       **options,
     ).devices
-  except Exception as error:  # of whatever type libtpu chooses
+  except Exception as error:  # libtpu raises various types
     raise UserError(
-      f'--topology={name} cannot be compiled for: {_brief(error)}'
+      f'--topology={name} is not supported by libtpu: {_brief(error)}'
     ) from error
   found = sorted(found, key=lambda x: (x.process_index, x.id))
   if chips is not None and not 1 <= chips <= len(found):
@@ -63,26 +63,26 @@ def _parse(name: str) -> tuple[str, tuple[int, ...]]:
   shape = tuple(int(x) for x in match[2].split('x')) if match else ()
   if generation not in _LIMITS:
     raise UserError(
-      f"--topology='{name}' is unknown; write GENERATION:SHAPE, such as "
-      f'v5e:4x4 or v5p:2x2x2. Generations: {", ".join(_LIMITS)}'
+      f"--topology='{name}' is unknown; use GENERATION:SHAPE, such as v5e:4x4 "
+      f'or v5p:2x2x2. Generations: {", ".join(_LIMITS)}.'
     )
-  rank, most = _LIMITS[generation]
+  rank, maximum = _LIMITS[generation]
   if len(shape) != rank or any(x != 1 and (x < 1 or x % 2) for x in shape[:2]):
     example = 'x'.join('4' * rank)
     raise UserError(
       f"--topology='{name}': a {generation} topology has {rank} dimensions, "
       f'the first two 1 or even, such as {generation}:{example}.'
     )
-  if not 1 <= math.prod(shape) <= most:
+  if not 1 <= math.prod(shape) <= maximum:
     raise UserError(
       f"--topology='{name}' has {math.prod(shape)} chips; a {generation} slice "
-      f'has 1 to {most}.'
+      f'has 1 to {maximum}.'
     )
   return generation, shape
 
 
 def _host_bounds(shape: Sequence[int]) -> tuple[int, int, int]:
-  """Chips of one host in each dimension: 2x2x1, and 1 of a single chip."""
+  """Returns the chips of one host in each dimension, 2x2x1 at most."""
   x, y = (1 if size == 1 else 2 for size in shape[:2])
   return x, y, 1
 
