@@ -97,13 +97,13 @@ def constraints(
 ) -> backend.Constrain | None:
   """Returns the sharding constraints of activations; None on one device.
 
-  'rows' are those of the batch, 'images' are also split over `model` where
-  they divide, 'any' is left open, the other names are as of parameters.
-  Without a model axis they say nothing that the batch does not.
+  'rows' are split like the batch, 'images' over `model` too where they divide.
+  'any' is left to the compiler. Other names are sharded like axes of
+  parameters. Without a model axis only replication is constrained.
 
   Args:
     mesh: The device mesh.
-    rules: Mesh axis, or None, per logical axis name.
+    rules: Mesh axis or None by logical axis name.
   """
   if mesh.size == 1:
     return None

@@ -1,4 +1,4 @@
-"""Lists what a checkpoint holds, without loading it.
+"""Lists the contents of a checkpoint without loading it.
 
 python -m dreamer_tpu.tools.inspect LOGDIR [--regex='rssm/.*']
 """
@@ -21,15 +21,16 @@ from dreamer_tpu.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the listing; 1 and one line on stderr if there is nothing."""
+  """Prints the listing. Returns: the exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m dreamer_tpu.tools.inspect', description=__doc__
   )
   parser.add_argument(
-    'checkpoint', help='logdir, checkpoints folder, step or public checkpoint'
+    'checkpoint',
+    help='logdir, checkpoints/, step folder or dreamerv3 checkpoint',
   )
   parser.add_argument(
-    '--regex', default='', help='only arrays whose name it is found in'
+    '--regex', default='', help='list only arrays whose names match anywhere'
   )
   args = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)
@@ -43,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(path: layout.PathLike, regex: str = '') -> Iterator[str]:
-  """Lines about a checkpoint.
+  """Yields the lines of the listing.
 
   Args:
-    path: A logdir, a checkpoints folder, a step folder, or a folder of the
+    path: A logdir, a checkpoints folder, a step folder, or a checkpoint of the
       public implementation.
-    regex: Lists only the arrays in whose name this is found.
+    regex: Lists only arrays whose names match anywhere.
 
   Raises:
-    UserError: No checkpoint, or an invalid pattern.
+    UserError: There is no checkpoint, or the pattern is invalid.
   """
   try:
     pattern = re.compile(regex)

@@ -1,13 +1,13 @@
-"""Measures one part of a run: the update, acting, storing, saving, starting.
+"""Benchmarks one part of a run.
 
 python -m dreamer_tpu.tools.bench
   learner|parts|policy|actor|replay|checkpoint|startup|end_to_end
   [--config=configs/SUITE.py:PRESETS] [--config.KEY=VALUE ...]
   [--repeat=N] [--json]
 
-Prints a table, or JSON lines. Times are medians of `repeat` warm runs. A
-'unit' is one float32 product of two 1024x1024 matrices, timed in between: what
-a figure in units says does not depend on how busy the machine is.
+Prints a table, or JSON lines. Times are medians of `repeat` warm runs. A unit
+is the time of a float32 product of two 1024x1024 matrices, measured in turns
+with the benchmark: figures in units are comparable across machines and load.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from absl import logging
 from dreamer_tpu.cli import flags, platform
 from dreamer_tpu.errors import UserError
 
-# Modules are imported when asked for: these three need neither environments nor
-# TensorBoard, so that they run on any machine with JAX.
+# Imported on demand: the parts of `device` and `parts` need only JAX, neither
+# environments nor TensorBoard.
 MODULES = {
   'learner': 'device',
   'parts': 'parts',
@@ -38,7 +38,7 @@ Rows = list[dict[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the measurements; 1 stands for an error, told in one line."""
+  """Prints the measurements. Returns: the exit code."""
   parser = argparse.ArgumentParser(
     prog='python -m dreamer_tpu.tools.bench',
     usage=(__doc__ or '').split('\n\n')[1].replace('\n ', ''),
@@ -46,14 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_abbrev=False,
   )
   parser.add_argument('part', choices=MODULES)
-  parser.add_argument('--repeat', type=int, default=20, help='of what is timed')
-  parser.add_argument('--json', action='store_true', help='for machines')
+  parser.add_argument(
+    '--repeat', type=int, default=20, help='number of timed runs'
+  )
+  parser.add_argument('--json', action='store_true', help='print JSON lines')
   logging.set_verbosity(logging.ERROR)
   try:
     config, rest = flags.parse_config(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(rest)
     if args.repeat < 1:
-      raise UserError(f'--repeat={args.repeat}: it takes at least one.')
+      raise UserError(f'--repeat={args.repeat} must be at least 1.')
     module = importlib.import_module(
       f'dreamer_tpu.tools.bench.{MODULES[args.part]}'
     )
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Rows) -> str:
-  """A line per figure and a column per row, or the other way if rows are many."""
+  """Formats rows as columns, or as lines if there are more rows than figures."""
   names = list(dict.fromkeys(name for row in rows for name in row))
   lines = [[name, *(_text(row.get(name)) for row in rows)] for name in names]
   if len(rows) > len(names):

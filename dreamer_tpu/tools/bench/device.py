@@ -1,6 +1,6 @@
-"""What the device computes: the update and the policy step, on made-up data.
+"""Benchmarks the update and the policy step on synthetic data.
 
-Needs no environment: the spaces are those of the suites.
+Needs no environments: `SPACES` has the spaces of each suite.
 """
 
 import itertools
@@ -22,13 +22,13 @@ from dreamer_tpu.learner.steps import step_spec
 from dreamer_tpu.metrics import flops
 from dreamer_tpu.sharding import mesh as mesh_lib
 
-UNIT = 1024
+REFERENCE_SIZE = 1024
 POLICY_BATCHES = (1, 4, 16, 64)
 Row = dict[str, Any]
 
 _IMAGE = lambda *shape: {'image': Space(shape=shape, dtype='uint8')}
 _CHOICE = lambda n: {'action': Space(shape=(), dtype='int32', classes=n)}
-# By the task's prefix.
+# Observation and action spaces by suite.
 SPACES = {
   'atari': (_IMAGE(96, 96, 1), _CHOICE(18)),
   'atari100k': (_IMAGE(64, 64, 3), _CHOICE(6)),
@@ -46,16 +46,16 @@ SPACES = {
 
 
 def make_agent(config: Any) -> Agent:
-  """The agent of a configuration for the spaces of its suite.
+  """Makes an agent for the spaces of its suite.
 
   Raises:
-    UserError: They are not known for this suite.
+    UserError: There are no synthetic data for the suite.
   """
   suite = config.task.partition('_')[0]
   if suite not in SPACES:
     raise UserError(
-      f"There are no made-up data for the suite of task '{config.task}'; "
-      f'suites with them: {", ".join(SPACES)}.'
+      f"There are no synthetic data for task '{config.task}'; supported "
+      f'suites: {", ".join(SPACES)}.'
     )
   obs, act = SPACES[suite]
   if suite == 'dmc' and config.env.dmc.image:
@@ -68,10 +68,10 @@ def make_agent(config: Any) -> Agent:
 
 
 def make_learner(config: Any) -> Learner:
-  """A learner with a fresh state on all devices.
+  """Makes a learner with a fresh state on all devices.
 
   Raises:
-    UserError: Of the mesh or the batch.
+    UserError: The mesh or the batch does not divide.
   """
   mesh = mesh_lib.make(config.mesh)
   mesh_lib.check_batch(mesh, config.batch_size)
@@ -87,7 +87,7 @@ def make_learner(config: Any) -> Learner:
 
 
 def learner(config: Any, repeat: int) -> list[Row]:
-  """Milliseconds of an update on fresh data, and what it takes."""
+  """Measures time, FLOPs, compilation and memory of an update."""
   learner = make_learner(config)
   agent = learner.agent
   steps: Any = learner.steps
@@ -98,7 +98,7 @@ def learner(config: Any, repeat: int) -> list[Row]:
   compile_s = time.perf_counter() - start
   steps.train = compiled
   batches = map(learner.put, random_batches(agent, config))
-  seconds, unit = measure(updating(learner, config), batches, repeat)
+  seconds, unit = measure(make_update(learner, config), batches, repeat)
   kind = jax.devices()[0].device_kind
   peak = flops.peak_flops(kind)
   row = {
@@ -118,8 +118,8 @@ def learner(config: Any, repeat: int) -> list[Row]:
   return [row]
 
 
-def updating(learner: Learner, config: Any) -> Callable[[Any], None]:
-  """A function that makes an update with a batch and waits for it."""
+def make_update(learner: Learner, config: Any) -> Callable[[Any], None]:
+  """Returns a function that trains on a batch and waits for the result."""
   stepid = np.zeros((config.batch_size, config.batch_length), np.int64)
 
   def update(batch):
@@ -130,7 +130,7 @@ def updating(learner: Learner, config: Any) -> Callable[[Any], None]:
 
 
 def policy(config: Any, repeat: int) -> list[Row]:
-  """Milliseconds of a policy step, observations in and actions out."""
+  """Measures a policy step from host observations to host actions."""
   agent = make_agent(config)
   state = jax.jit(agent.init)(jax.random.key(config.seed))
   used = {k: state['params'][k] for k in ('encoder', 'rssm', 'policy')}
@@ -156,27 +156,43 @@ def policy(config: Any, repeat: int) -> list[Row]:
 def measure(
   run: Callable[[Any], Any], inputs: Iterator[Any], repeat: int
 ) -> tuple[float, float]:
-  """Median seconds of `run` on inputs that are there already, and of a unit.
+  """Measures `run` in turns with the reference matmul, after one warm-up each.
 
-  Both are timed in turns, after one run each that is not counted.
+  Args:
+    run: The function to measure.
+    inputs: One input per call; computed before the clock starts.
+    repeat: Number of measured calls.
+
+  Returns:
+    Median seconds of `run` and of the reference matmul.
   """
-  matrix = jax.random.normal(jax.random.key(0), (UNIT, UNIT), jnp.float32)
-  product = jax.jit(lambda x: x @ x)
+  reference = reference_matmul()
   times: list[float] = []
   units: list[float] = []
   for _ in range(repeat + 1):
     data = jax.block_until_ready(next(inputs))
-    start = time.perf_counter()
-    jax.block_until_ready(run(data))
-    middle = time.perf_counter()
-    product(matrix).block_until_ready()
-    units.append(time.perf_counter() - middle)
-    times.append(middle - start)
+    times.append(timed(run, data))
+    units.append(timed(reference))
   return statistics.median(times[1:]), statistics.median(units[1:])
 
 
+def reference_matmul() -> Callable[[], Any]:
+  """Returns a function that multiplies two float32 1024x1024 matrices."""
+  shape = (REFERENCE_SIZE, REFERENCE_SIZE)
+  matrix = jax.random.normal(jax.random.key(0), shape, jnp.float32)
+  product = jax.jit(lambda x: x @ x)
+  return lambda: product(matrix)
+
+
+def timed(run: Callable[..., Any], *args: Any) -> float:
+  """Returns the seconds until the result of `run(*args)` is ready."""
+  start = time.perf_counter()
+  jax.block_until_ready(run(*args))
+  return time.perf_counter() - start
+
+
 def random_batches(agent: Agent, config: Any) -> Iterator[dict]:
-  """Batches as the replay hands them out, without end."""
+  """Yields random batches in the format of the replay, without end."""
   rng = np.random.default_rng(config.seed)
   shape = (config.batch_size, agent.context + config.batch_length)
   while True:
@@ -188,7 +204,7 @@ def random_batches(agent: Agent, config: Any) -> Iterator[dict]:
 def random_steps(
   agent: Agent, shape: tuple[int, ...], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """What replay stores of steps, [*shape, ...] each."""
+  """Returns random steps in the format of the replay, arrays [*shape, ...]."""
   classes = {k: v.classes for k, v in agent.act_space.items()}
   classes |= {k: v.classes for k, v in agent.obs_space.items()}
   classes['latent/stoch'] = agent.config.rssm.classes
@@ -216,7 +232,7 @@ def _describe(config: Any, agent: Agent) -> Row:
 
 
 def _memory(compiled: Any) -> Row:
-  """GiB of the compiled update and, where the device tells, of its peak."""
+  """Returns the memory of the compiled update and the peak of the device."""
   sizes = compiled.memory_analysis()
   gib = 2**30
   row = {

@@ -1,4 +1,4 @@
-"""What the host does besides: act in environments, store, save."""
+"""Benchmarks of the host: acting in environments, replay, checkpoints."""
 
 import contextlib
 import pathlib
@@ -16,14 +16,14 @@ from dreamer_tpu.agent import Agent
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.replay import Replay
 from dreamer_tpu.run import setup
-from dreamer_tpu.tools.bench.device import random_steps
+from dreamer_tpu.tools.bench.device import random_steps, timed
 
 Row = dict[str, Any]
-WARM = 10
+WARMUP = 10
 
 
 def actor(config: Any, repeat: int) -> list[Row]:
-  """Steps per second of environments, policy and replay together."""
+  """Measures environments, policy and replay inserts together."""
   with _environments(config) as env:
     agent = setup.make_agent(config, env)
     policy = setup.make_policy(config, agent, env.num_envs)
@@ -32,7 +32,7 @@ def actor(config: Any, repeat: int) -> list[Row]:
       lambda x: x.astype(agent.dtype), state['params']
     )
     loop, replay = Actor(env, policy), _replay(config, agent)
-    seconds = _median(lambda: loop.step(replay.add), repeat, warm=WARM)
+    seconds = _median(lambda: loop.step(replay.add), repeat, warmup=WARMUP)
   return [
     {
       'task': config.task,
@@ -44,7 +44,7 @@ def actor(config: Any, repeat: int) -> list[Row]:
 
 
 def replay(config: Any, repeat: int) -> list[Row]:
-  """Inserting a step, sampling a batch, writing its latents back."""
+  """Measures replay inserts, batch sampling and write-back of latents."""
   with _environments(config) as env:
     agent = setup.make_agent(config, env)
   replay = _replay(config, agent)
@@ -71,7 +71,7 @@ def replay(config: Any, repeat: int) -> list[Row]:
 
 
 def checkpoint(config: Any, repeat: int) -> list[Row]:
-  """Seconds that a save of the agent holds up training, and takes."""
+  """Measures saving the agent, the part that blocks training, and restoring."""
   with _environments(config) as env:
     learner = setup.make_learner(config, setup.make_agent(config, env))
   learner.init()
@@ -115,11 +115,7 @@ def _environments(config: Any) -> Iterator[Any]:
     env.close()
 
 
-def _median(run: Callable[[], Any], repeat: int, warm: int = 1) -> float:
-  """Median seconds of a call, the first ones left out."""
-  times = []
-  for _ in range(warm + repeat):
-    start = time.perf_counter()
-    run()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times[warm:])
+def _median(run: Callable[[], Any], repeat: int, warmup: int = 1) -> float:
+  """Returns the median seconds of a call after the warm-up."""
+  times = [timed(run) for _ in range(warmup + repeat)]
+  return statistics.median(times[warmup:])

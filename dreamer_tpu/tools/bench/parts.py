@@ -1,4 +1,4 @@
-"""Where the time of an update goes: a profile of it, summed up by parts."""
+"""Profiles an update and sums its time, FLOPs and memory traffic by part."""
 
 import collections
 import dataclasses
@@ -6,8 +6,7 @@ import pathlib
 import re
 import statistics
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from dreamer_tpu.metrics import flops
 from dreamer_tpu.tools.bench import device
 from dreamer_tpu.tools.plan.hlo import Program
 
-# As the agent names its scopes.
+# Named scopes of the agent.
 PARTS = (
   'encoder',
   'observe',
@@ -30,13 +29,19 @@ PARTS = (
   'optimizer',
 )
 _PART = re.compile(rf'(?<=[(/])({"|".join(PARTS)})(?=[)/])')
-_STREAM_BYTES = 2**28
+_COPY_BYTES = 2**28
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass
 class Cost:
-  """What a part takes in an update: seconds, operations and bytes moved."""
+  """Cost of a part of an update on one device.
+
+  Attributes:
+    seconds: Time of its operations.
+    flops: Floating-point operations.
+    moved: Bytes read from and written to memory.
+  """
 
   seconds: float = 0.0
   flops: float = 0.0
@@ -44,12 +49,12 @@ class Cost:
 
 
 def parts(config: Any, repeat: int) -> list[Row]:
-  """A row per part and pass, of one device, and what bounds it.
+  """Measures each part and pass of an update on one device.
 
-  `compute` is the share of the part's time that its operations would take at
-  the rate of a large product, `memory` that of its bytes at the rate of a large
-  copy, more than 1 where it stays in caches. Where both are small, it is the number of small operations that takes
-  the time. Two operations at the same time count twice.
+  `compute` is the time its FLOPs take at the rate of a large matmul, relative
+  to the part's time; `memory` is that of its bytes at the rate of a large copy,
+  above 1 if they stay in caches. If both are small, the part is bound by the
+  number of small operations. Concurrent operations are counted separately.
   """
   learner = device.make_learner(config)
   steps: Any = learner.steps
@@ -58,7 +63,7 @@ def parts(config: Any, repeat: int) -> list[Row]:
   compiled = traced.lower().compile()
   steps.train = compiled
   program = Program(compiled.as_text())
-  update = device.updating(learner, config)
+  update = device.make_update(learner, config)
   batches = device.random_batches(learner.agent, config)
   batch = learner.put(next(batches))
   for _ in range(2):
@@ -66,9 +71,9 @@ def parts(config: Any, repeat: int) -> list[Row]:
   times = profile(lambda: update(batch), repeat)
   costs: dict[tuple[str, str], Cost] = collections.defaultdict(Cost)
   for scope, count in flops.count_jaxpr(traced.jaxpr).by_scope.items():
-    costs[place(scope)].flops += count / jax.device_count()
+    costs[classify(scope)].flops += count / jax.device_count()
   for x in program.operations():
-    cost = costs[place(x.origin)]
+    cost = costs[classify(x.origin)]
     cost.moved += x.moved
     cost.seconds += times.pop(x.name, 0.0)
   if not any(x.seconds for x in costs.values()):
@@ -76,8 +81,8 @@ def parts(config: Any, repeat: int) -> list[Row]:
   return [*_rows(costs, *rates())]
 
 
-def place(origin: str) -> tuple[str, str]:
-  """Part and pass of an operation, from the scopes around it."""
+def classify(origin: str) -> tuple[str, str]:
+  """Returns part and pass of an operation from its named scopes."""
   match = _PART.search(f'/{origin}/')
   if not match:
     return 'other', ''
@@ -87,7 +92,7 @@ def place(origin: str) -> tuple[str, str]:
 
 
 def profile(update: Any, repeat: int) -> dict[str, float]:
-  """Seconds of an update on one device, by the compiled operation's name."""
+  """Returns the seconds per update on one device by compiled operation."""
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(repeat):
@@ -97,52 +102,46 @@ def profile(update: Any, repeat: int) -> dict[str, float]:
   times: dict[str, float] = collections.defaultdict(float)
   for plane in data.planes:
     for line in plane.lines:
-      for name, seconds in alone(line.events):
+      for name, seconds in self_time(line.events):
         times[name] += seconds / repeat / jax.device_count()
   return times
 
 
-def alone(line: Iterable[Any]) -> Iterator[tuple[str, float]]:
-  """Operations of a profile's line, and their seconds without those inside.
+def self_time(line: Iterable[Any]) -> Iterator[tuple[str, float]]:
+  """Yields operations of a line of a profile and their self time in seconds.
 
   Args:
-    line: Events with `start_ns`, `duration_ns` and `stats`; those that are of
-      operations have 'hlo_op' among the last.
+    line: Events with `start_ns`, `duration_ns` and `stats`. Events without the
+      stat 'hlo_op' are ignored.
   """
   events = []
   for event in line:
     if name := dict(event.stats).get('hlo_op'):
       events.append((event.start_ns, -event.duration_ns, str(name)))
-  around: list[list[Any]] = []  # name, end and seconds of those still open
+  stack: list[list[Any]] = []  # Name, end and self time of open events.
   for start, negative, name in sorted(events):
-    while around and around[-1][1] <= start:
-      yield around[-1][0], around.pop()[2] / 1e9
-    if around:
-      around[-1][2] += negative
-    around.append([name, start - negative, -negative])
-  for name, _, seconds in around:
+    while stack and stack[-1][1] <= start:
+      yield stack[-1][0], stack.pop()[2] / 1e9
+    if stack:
+      stack[-1][2] += negative
+    stack.append([name, start - negative, -negative])
+  for name, _, seconds in stack:
     yield name, seconds / 1e9
 
 
 def rates() -> tuple[float, float]:
-  """FLOP/s of a large product and bytes per second of a large copy."""
-  device = jax.devices()[0]
-  size = device.UNIT
-  matrix = jnp.ones((size, size), jnp.float32)
-  product = _seconds(jax.jit(lambda x: x @ x), matrix)
-  array = jnp.ones(_STREAM_BYTES // 4, jnp.float32)
-  copy = _seconds(jax.jit(lambda x: x + 1), array)
-  compute = flops.peak_flops(device.device_kind) or 2 * size**3 / product
-  return compute, 2 * _STREAM_BYTES / copy
+  """Returns FLOP/s of a large matmul and bytes per second of a large copy."""
+  kind = jax.devices()[0].device_kind
+  product = _median(device.reference_matmul())
+  array = jnp.ones(_COPY_BYTES // 4, jnp.float32)
+  copy = jax.jit(lambda x: x + 1)
+  seconds = _median(lambda: copy(array))
+  compute = flops.peak_flops(kind) or 2 * device.REFERENCE_SIZE**3 / product
+  return compute, 2 * _COPY_BYTES / seconds
 
 
-def _seconds(function: Any, x: jax.Array) -> float:
-  times = []
-  for _ in range(10):
-    start = time.perf_counter()
-    function(x).block_until_ready()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+def _median(run: Callable[[], Any]) -> float:
+  return statistics.median(device.timed(run) for _ in range(10))
 
 
 def _rows(costs: Any, compute: float, memory: float) -> Iterator[Row]:

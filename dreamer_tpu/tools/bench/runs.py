@@ -1,4 +1,4 @@
-"""Whole runs, as processes of their own: how they start and how fast they are."""
+"""Benchmarks of whole runs, each in its own process."""
 
 import json
 import math
@@ -18,16 +18,16 @@ from dreamer_tpu.errors import UserError
 Row = dict[str, Any]
 Record = dict[str, Any]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-LIMIT = 3600
-# Of its time, below which the learner does not count as waiting.
-IDLE = 0.05
+TIMEOUT = 3600
+# Share of its time from which the learner counts as waiting.
+WAITING = 0.05
 CACHE = 'JAX_COMPILATION_CACHE_DIR'
 
 
 def startup(config: Any, repeat: int) -> list[Row]:
-  """Seconds from the start of a run to the end of its first update.
+  """Measures the time from the start of a run to the end of its first update.
 
-  Once with an empty compilation cache, then with what that left.
+  The first row is with an empty compilation cache, the second with a warm one.
   """
   del repeat
   rows = []
@@ -48,24 +48,24 @@ def startup(config: Any, repeat: int) -> list[Row]:
 
 
 def end_to_end(config: Any, repeat: int) -> list[Row]:
-  """Steps and updates per second of a real run of `run.steps` steps.
+  """Measures throughput of a run of `run.steps` steps.
 
-  The rates are those of the log that covers most of the time after the first,
-  so let it log more than once. Of that time, there are the shares of acting
-  and learning and, with script='parallel', of waiting.
+  The figures are from the longest log interval except the first, so the run
+  should log more than once. They include the shares of time spent acting,
+  learning and, with script='parallel', waiting.
   """
   del repeat
   with tempfile.TemporaryDirectory() as folder:
     logdir = pathlib.Path(folder) / 'run'
     process = _start(config, logdir, {})
     with process:
-      process.wait(LIMIT)
+      process.wait(TIMEOUT)
     records = [x for x in _records(logdir) if x.get('fps/train')]
     if process.returncode or not records:
       raise UserError(
-        f'The run ended with code {process.returncode}, unlogged.'
+        f'The run ended with code {process.returncode} before its first log.'
       )
-  log = steady(records)
+  log = steady_state_record(records)
   batch = config.batch_size * config.batch_length
   sections = ('learning', 'acting', 'learner_wait', 'actor_wait')
   shares = {name: log.get(f'timer/{name}/frac') for name in sections}
@@ -79,36 +79,36 @@ def end_to_end(config: Any, repeat: int) -> list[Row]:
       'update_ms': log.get('perf/update_ms'),
       'mfu': log.get('perf/mfu'),
       **shares,
-      'bound': bound(shares),
+      'bound': bottleneck(shares),
     }
   ]
 
 
-def steady(records: Sequence[Record]) -> Record:
-  """The record since the one before which most time passed; not the first.
+def steady_state_record(records: Sequence[Record]) -> Record:
+  """Returns the record with the longest interval before it, except the first.
 
-  That covers the start, and the last one may cover a moment.
+  The first interval includes the start, and the last may be short.
   """
   times = [x['time'] for x in records]
   spans = [-math.inf, *map(operator.sub, times[1:], times)]
   return records[spans.index(max(spans))]
 
 
-def bound(shares: Mapping[str, float | None]) -> str:
-  """'learner' or 'actor', whichever would make a run faster if it were.
+def bottleneck(shares: Mapping[str, float | None]) -> str:
+  """Returns 'learner' or 'actor', whichever limits the speed of a run.
 
-  In parallel that is the learner unless it waits. Where both share a device,
-  acting waits for updates without a word.
+  A parallel run is limited by the learner unless it waits: on a shared device,
+  the actor's steps include the wait for updates.
 
   Args:
-    shares: Of the wall time, by section; None where there is none.
+    shares: Share of the wall time by section, None if it was not timed.
   """
-  waited = shares['learner_wait']
-  if waited is None:
-    acts = (shares['acting'] or 0.0) > (shares['learning'] or 0.0)
+  waiting = shares['learner_wait']
+  if waiting is None:
+    actor = (shares['acting'] or 0.0) > (shares['learning'] or 0.0)
   else:
-    acts = waited > IDLE
-  return 'actor' if acts else 'learner'
+    actor = waiting > WAITING
+  return 'actor' if actor else 'learner'
 
 
 def _first_update(
@@ -117,7 +117,7 @@ def _first_update(
   """Starts a run, waits for its first update and stops it."""
   config = config.copy_and_resolve_references()
   config.run.log_every = -1.0
-  deadline = time.monotonic() + LIMIT
+  deadline = time.monotonic() + TIMEOUT
   with _start(config, logdir, env) as process:
     try:
       while process.poll() is None and time.monotonic() < deadline:
@@ -127,13 +127,15 @@ def _first_update(
         time.sleep(0.05)
     finally:
       process.kill()
-  raise UserError(f'The run ended with code {process.returncode}, untrained.')
+  raise UserError(
+    f'The run ended with code {process.returncode} before its first update.'
+  )
 
 
 def _start(
   config: Any, logdir: pathlib.Path, env: Mapping[str, str]
 ) -> subprocess.Popen:
-  """main.py with this configuration, which logs to a file alone."""
+  """Starts main.py with this configuration; it logs to a file only."""
   options = flatten(config)
   options['metrics.outputs'] = ('jsonl',)
   name = config.task.partition('_')[0]
