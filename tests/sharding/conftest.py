@@ -1,4 +1,4 @@
-"""Compiles fast rather than well: these tests run every program once."""
+"""Compiles without optimizations: these tests run each program only once."""
 
 import jax
 import pytest

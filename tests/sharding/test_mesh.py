@@ -1,4 +1,4 @@
-"""Sizes of the mesh, and what a user reads when they do not fit."""
+"""Tests of mesh sizes and the messages about invalid ones."""
 
 import jax
 import ml_collections
@@ -38,7 +38,7 @@ def message(function, *args):
     (sizes(data=1, fsdp=1, model=-1), (1, 1, 8)),
   ],
 )
-def test_all_devices_are_in_the_mesh_once(asked, shape):
+def test_every_device_is_in_the_mesh_once(asked, shape):
   mesh = mesh_lib.make(asked)
   assert mesh.axis_names == ('data', 'fsdp', 'model')
   assert mesh.devices.shape == shape
@@ -46,7 +46,7 @@ def test_all_devices_are_in_the_mesh_once(asked, shape):
   assert mesh_lib.batch_shards(mesh) == shape[0] * shape[1]
 
 
-def test_too_many_chips():
+def test_too_many_devices():
   text = message(mesh_lib.make, sizes(data=16))
   assert 'mesh.data=16' in text
   assert '8 devices' in text
@@ -56,7 +56,7 @@ def test_too_many_chips():
 @pytest.mark.parametrize(
   'asked', [sizes(data=3), sizes(fsdp=3), sizes(model=3), sizes(2, 2, 3)]
 )
-def test_uneven_sizes(asked):
+def test_sizes_that_do_not_divide(asked):
   text = message(mesh_lib.make, asked)
   assert any(f'{k}=3' in text for k in mesh_lib.AXES)
   assert '[1, 2, 4, 8]' in text

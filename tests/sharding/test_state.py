@@ -1,4 +1,4 @@
-"""Where the state lives, and that no device ever holds all of it."""
+"""Tests of the sharding of the state and of conversions of arrays."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def states(agent):
 
 
 def on_one_device(tree) -> int:
-  """Bytes on the first device."""
+  """Returns the bytes on the first device."""
   return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
@@ -42,8 +42,7 @@ def test_bytes_per_device_shrink(states):
     assert on_one_device(kernel) * 8 == kernel.nbytes
 
 
-def test_start_does_not_depend_on_the_mesh(states):
-  """The same bits: random numbers are made where they are needed."""
+def test_initial_state_does_not_depend_on_the_mesh(states):
   expected = small.flat(states[1, 1, 1])
   for shape, state in states.items():
     for name, value in small.flat(state).items():
@@ -83,7 +82,7 @@ def test_random_numbers_do_not_depend_on_the_mesh():
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
-def test_rows_to_the_devices_and_back(shape):
+def test_rows_round_trip_through_devices(shape):
   sharding = rules.batch(small.make_mesh(shape))
   rows = {'a': np.arange(48).reshape(8, 6), 'b': np.arange(8) > 3}
   there = arrays.to_global(sharding, rows)
@@ -97,7 +96,7 @@ def test_rows_to_the_devices_and_back(shape):
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2)])
-def test_gathered_weights_have_gradients_in_shards(shape):
+def test_gradients_of_gathered_weights_are_sharded(shape):
   mesh = small.make_mesh(shape)
   sharding = NamedSharding(mesh, PartitionSpec('fsdp', 'model'))
   kernel = np.arange(128, dtype=np.float32).reshape(16, 8)

@@ -1,24 +1,46 @@
-"""`plan` as a user runs it: figures, exit codes, and one line per mistake."""
+"""Tests of `plan`: figures, exit codes and one-line errors."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from configs import dmc_proprio
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import __main__ as plan
-from dreamer_tpu.tools.plan import meshes, step, topology
+from dreamer_tpu.tools.plan import hardware, meshes, step, topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
   '--config=configs/dmc_proprio.py:debug',
   '--config.dtype.compute=bfloat16',
 ]
+DOES_NOT_FIT = step.UpdatePlan(
+  topology='v5e:1x1',
+  chips=1,
+  hosts=1,
+  mesh=dict(data=1, fsdp=1, model=1),
+  batch_size=16,
+  batch_length=64,
+  parameters=10**9,
+  arguments=12 * 2**30,
+  temporaries=5 * 2**30,
+  peak=17 * 2**30,
+  hbm=15.75 * 2**30,
+  fits=False,
+  compile_s=3,
+  flops=1e12,
+  collectives=[],
+  floors=None,
+  replay=1e9,
+)
 
 
 def command(*args, **env):
@@ -34,26 +56,36 @@ def command(*args, **env):
   )
 
 
-@pytest.fixture(scope='module')
-def planned():
-  """Pure data parallelism on sixteen chips."""
-  done = command(
-    *SMALL, '--config.batch_size=16', '--topology=v5e:4x4', '--json'
-  )
+def plan_json(*args):
+  # Five times faster to compile; good enough for memory and collectives.
+  done = command(*args, '--json', JAX_EXEC_TIME_OPTIMIZATION_EFFORT='-1.0')
   assert done.returncode == 0, done.stderr[-2000:]
   return json.loads(done.stdout)
 
 
-def test_figures(planned):
-  assert (planned['chips'], planned['hosts']) == (16, 4)
-  assert planned['mesh'] == dict(data=16, fsdp=1, model=1)
+@pytest.fixture(scope='module')
+def planned():
+  """The suggestion for sixteen chips; one block leaves two candidates."""
+  args = ['--config.batch_size=16', '--config.agent.rssm.blocks=1']
+  return plan_json(*SMALL, *args, '--topology=v5e:4x4', '--suggest')
+
+
+def small_config(**sizes):
   config = dmc_proprio.get_config('debug')
   config.dtype.compute = 'bfloat16'
+  config.update(sizes)
+  return config
+
+
+def test_figures(planned):
+  assert (planned['chips'], planned['hosts']) == (16, 4)
+  config = small_config()
+  config.agent.rssm.blocks = 1
   agent = step.make_agent(config)
-  params = sum(x.size for x in _leaves(agent.variables))
+  params = sum(x.size for x in jax.tree.leaves(agent.variables))
   assert planned['parameters'] == params
-  state = 4 * params * 3  # weights and two moments
-  # The narrow arrays of this size lie in tiles of 8 x 128.
+  state = 4 * params * 3  # Weights and two moments.
+  # Narrow arrays of this size are padded to tiles of 8 x 128.
   assert state < planned['arguments'] < 10 * state
   assert planned['arguments'] < planned['peak'] < planned['hbm']
   assert planned['hbm'] == 15.75 * 2**30
@@ -65,29 +97,71 @@ def test_figures(planned):
 
 
 def test_floors(planned):
-  floors = planned['floors']
+  floors = dict(planned['floors'])
+  bound = floors.pop('bound')
   assert floors['compute'] == planned['flops'] / 16 / 197e12
   state = 4 * planned['parameters'] * 3
-  assert floors['memory'] > 2 * state / 0.82e12  # read and written
+  assert floors['memory'] > 2 * state / 0.82e12  # Read and written.
   sent = sum(
     2 * 15 / 16 * x['size'] * x['times']
     for x in planned['collectives']
     if x['kind'] == 'all-reduce'
   )
   assert floors['network'] > sent / 200e9
-  bound = floors.pop('bound')
   assert floors[bound] == max(floors.values())
 
 
 def test_data_parallel_collectives(planned):
-  """Gradients, scalars and returns: nothing else, and nothing in a scan."""
+  """Gradients, scalars and returns only, and none of them in a scan."""
   found = planned['collectives']
   assert sum(x['times'] for x in found) <= 6
   assert not any(x['loop'] for x in found)
   sums = [x for x in found if x['kind'] == 'all-reduce']
-  # The least that gradients take is two bytes, the most four.
+  # Gradients take two to four bytes per parameter.
   total = sum(x['size'] for x in sums)
   assert 2 * planned['parameters'] < total < 1.05 * 4 * planned['parameters']
+
+
+def test_the_suggested_mesh_is_the_best_of_those_compiled(planned):
+  compared = planned['compared']
+  assert 1 < len(compared) <= 4
+  assert len({tuple(x['mesh'].values()) for x in compared}) == len(compared)
+  fitting = [x for x in compared if x['fits']]
+  best = min(fitting, key=lambda x: x['floor'])
+  assert planned['mesh'] == best['mesh'] == dict(data=16, fsdp=1, model=1)
+  assert best['floor'] == planned['floors'][planned['floors']['bound']]
+  assert best['floor'] < 0.5 * max(x['floor'] for x in fitting)
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'expected'),
+  [
+    (16, [(16, 1, 1), (1, 16, 1), (4, 1, 4), (1, 4, 4)]),
+    (8, [(8, 1, 2), (1, 8, 2), (4, 1, 4), (1, 4, 4)]),
+    (4, [(4, 1, 4), (1, 4, 4)]),
+    (2, []),
+  ],
+)
+def test_candidates_divide_hosts_and_batch(batch_size, expected):
+  config = small_config(batch_size=batch_size)
+  agent = step.make_agent(config)
+  assert meshes.candidates(config, agent, 'v5e:4x4') == expected
+
+
+def test_ranking_prefers_what_fits_then_time_then_memory():
+  def fits(*floors):
+    floors = hardware.Floors(*floors)
+    return dataclasses.replace(DOES_NOT_FIT, fits=True, floors=floors)
+
+  plans = [
+    fits(3, 1, 1),
+    fits(3, 2, 1),
+    fits(1, 4, 1),
+    DOES_NOT_FIT,
+    dataclasses.replace(DOES_NOT_FIT, peak=18 * 2**30),
+  ]
+  shuffled = [plans[i] for i in (3, 0, 4, 2, 1)]
+  assert sorted(shuffled, key=meshes.rank) == plans
 
 
 @pytest.mark.parametrize(
@@ -112,10 +186,14 @@ def test_data_parallel_collectives(planned):
       ['--topology=v5e:4x4', '--config.batch_size=12'],
       ['batch_size=12', 'batch_size=16'],
     ),
+    (
+      ['--topology=v5e:4x4', '--config.batch_size=2', '--suggest'],
+      ['v5e:4x4', 'batch_size=2', 'blocks'],
+    ),
     (['--topology=v5e:4x4', '--config.tusk=x'], ['tusk', 'task']),
   ],
 )
-def test_a_mistake_is_one_line(capfd, args, parts):
+def test_errors_are_one_line(capfd, args, parts):
   assert plan.main([*SMALL, *args]) == 1
   out, err = capfd.readouterr()
   assert out == ''
@@ -140,53 +218,23 @@ def test_meshes_of_topologies_keep_rows_on_hosts(name, chips, hosts, model):
   for sizes in ((-1, 1), (1, -1), (2, -1)):
     if chips // model < 2 and 2 in sizes:
       continue
-    asked = dict(data=sizes[0], fsdp=sizes[1], model=model)
-    mesh = mesh_lib.make(asked, devices)
+    config = dict(data=sizes[0], fsdp=sizes[1], model=model)
+    mesh = mesh_lib.make(config, devices)
     assert len({x.id for x in mesh.devices.flat}) == chips
     rows = mesh.devices.reshape(-1, model)
-    owners = [{x.process_index for x in row} for row in rows]
-    assert all(len(x) == 1 for x in owners)
-    # Every host's rows are next to one another along the batch.
-    assert len(set.union(*owners)) == hosts
+    owners = np.array([[x.process_index for x in row] for row in rows])
+    assert (owners == owners[:, :1]).all()
+    # The rows of each host are adjacent along the batch.
+    assert (np.diff(owners[:, 0]) != 0).sum() == hosts - 1
+    assert len(set(owners[:, 0])) == hosts
 
 
-def test_prediction_prefers_data_for_small_and_shards_for_large_models():
-  config = dmc_proprio.get_config('size1m')
-  agent = step.make_agent(config)
-  order = sorted(meshes.predictions(config, agent, 'v5e:4x4'))
-  assert order[0][1] == (16, 1, 1)
-  assert all(d * f * m == 16 and m <= 4 for _, (d, f, m) in order)
-  config = dmc_proprio.get_config('size400m')
-  agent = step.make_agent(config)
-  fitting = [x for _, x in meshes.predictions(config, agent, 'v5e:2x2')]
-  assert (1, 4, 1) in fitting
-
-
-def test_the_text_tells_what_does_not_fit():
-  shown = plan.lines(
-    step.Plan(
-      topology='v5e:1x1',
-      chips=1,
-      hosts=1,
-      mesh=dict(data=1, fsdp=1, model=1),
-      batch_size=16,
-      batch_length=64,
-      parameters=10**9,
-      arguments=12 * 2**30,
-      temporaries=5 * 2**30,
-      peak=17 * 2**30,
-      hbm=15.75 * 2**30,
-      fits=False,
-      compile_s=3,
-      flops=1e12,
-      collectives=[],
-      floors=None,
-      replay=1e9,
-    )
-  )
-  text = '\n'.join(shown)
+def test_text_of_a_plan_that_does_not_fit():
+  text = '\n'.join(plan.lines(DOES_NOT_FIT))
   assert 'does not fit by 1.25 GiB' in text
   assert '17.00 of 15.75 GiB' in text
+  line = plan.comparison(DOES_NOT_FIT)
+  assert line.endswith('data=1 fsdp=1 model=1: does not fit')
 
 
 @pytest.mark.parametrize(
@@ -205,8 +253,8 @@ def test_the_text_tells_what_does_not_fit():
     ),
   ],
 )
-def test_what_the_compiler_says_when_memory_does_not_suffice(message, gib):
-  assert step.needed(message) == gib * 2**30
+def test_required_bytes_from_the_message_of_the_compiler(message, gib):
+  assert step.required_bytes(message) == gib * 2**30
 
 
 @pytest.mark.slow
@@ -224,29 +272,18 @@ def test_too_large_for_the_chip():
 
 @pytest.mark.slow
 def test_memory_of_a_model_with_images():
-  """Of 1,024 images of 96 x 96, no more is kept than gradients need."""
+  """Of 1,024 images of 96 x 96, only what gradients need is stored."""
   assert peak('size12m', '--topology=v5e:1x1') < 2 * 2**30
 
 
 @pytest.mark.slow
-def test_four_chips_share_the_memory_of_a_model():
-  """What each still holds whole is small."""
+def test_a_model_axis_divides_memory():
+  """What remains replicated is small."""
   mesh = ['--config.mesh.data=1', '--config.mesh.model=4']
   shared = peak('size400m', '--topology=v5e:2x2', *mesh)
   assert shared < 0.35 * peak('size400m', '--topology=v5e:1x1')
 
 
 def peak(size, *args):
-  """Bytes per chip on Atari."""
-  # Five times as quick to compile, and good enough for memory.
-  quick = dict(JAX_EXEC_TIME_OPTIMIZATION_EFFORT='-1.0')
-  config = f'--config=configs/atari.py:{size}'
-  done = command(config, *args, '--json', **quick)
-  assert done.returncode == 0, done.stderr[-2000:]
-  return json.loads(done.stdout)['peak']
-
-
-def _leaves(variables):
-  import jax
-
-  return jax.tree.leaves(variables)
+  """Returns the peak bytes per chip on Atari."""
+  return plan_json(f'--config=configs/atari.py:{size}', *args)['peak']

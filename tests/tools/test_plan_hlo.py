@@ -1,4 +1,4 @@
-"""Collectives and bytes of programs whose cost is known by construction."""
+"""Tests of HLO counts on programs whose cost is known by construction."""
 
 import functools
 
@@ -18,7 +18,7 @@ STEPS, ROWS, WIDTH = 5, 16, 32
 
 
 def compile_for(mesh, fn, *specs, shapes):
-  """The program of `fn`, its arguments float32 and sharded as told."""
+  """Compiles `fn` for float32 arguments with these shardings."""
   shardings = [NamedSharding(mesh, spec) for spec in specs]
   args = [
     jax.ShapeDtypeStruct(shape, jnp.float32, sharding=s)
@@ -35,7 +35,7 @@ def test_a_sum_in_a_loop_counts_as_often_as_the_loop_runs():
     step = lambda x, _: (jnp.tanh((x @ w) @ w.T), None)
     return jax.lax.scan(step, x, length=STEPS)[0]
 
-  # The first product is split by columns; the second needs a sum over them.
+  # The first product is split by columns; the second is summed over them.
   program = compile_for(
     mesh,
     fn,
@@ -67,7 +67,7 @@ def test_nested_loops_multiply():
 
 
 @pytest.mark.parametrize('axes', ['data', ('data', 'model')])
-def test_a_gather_counts_what_comes_out(axes):
+def test_a_gather_counts_its_result(axes):
   mesh = small.make_mesh((2, 1, 4))
   whole = NamedSharding(mesh, P())
   fn = lambda x: jax.lax.with_sharding_constraint(x, whole) * 2
@@ -107,7 +107,7 @@ def test_without_collectives():
 
 
 def test_bytes_of_a_loop_over_slices():
-  """Every step reads its slice and the weights, and writes its result."""
+  """Each step reads its slice and the weights, and writes its result."""
   mesh = small.make_mesh((1, 1, 1))
 
   def fn(xs, w):
@@ -119,13 +119,13 @@ def test_bytes_of_a_loop_over_slices():
   moved = compile_for(mesh, fn, P(), P(), shapes=shapes).hbm_bytes()
   row, weights = 4 * ROWS * WIDTH, 4 * WIDTH * WIDTH
   least = length * (2 * row + weights)
-  # Sums, products and their copies pass through memory on CPU; whole stacks
-  # do not: those would be 64 times as much.
+  # On CPU, intermediate results pass through memory too. Reading whole stacks
+  # at each step would be 64 times as much.
   assert least <= moved <= 8 * least
 
 
-def test_what_the_compiler_adds_belongs_to_what_uses_it():
-  """It does not name what it transposes for a convolution's gradient."""
+def test_added_instructions_have_the_origin_of_their_user():
+  """The compiler adds unnamed transpositions to the gradient of a convolution."""
   mesh = small.make_mesh((1, 1, 1))
 
   def loss(w, x):

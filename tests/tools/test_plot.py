@@ -1,4 +1,4 @@
-"""The plot tool on log directories, against sums by hand and pixels."""
+"""Tests of the plot tool against areas by hand and pixels."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ from dreamer_tpu.tools.plot import curves
 
 
 def write_run(path, task, steps, scores, repeat=1, total=1e6, **env):
-  """A log directory as a run leaves it; steps are agent steps."""
+  """Writes a log directory like that of a run; steps are agent steps."""
   suite = task.partition('_')[0]
   path.mkdir(parents=True)
   env = {suite: {'repeat': repeat, **env}}
@@ -66,7 +66,7 @@ def test_area_by_hand(tmp_path, capsys):
   with Image.open(out) as image:
     assert image.format == 'PNG'
     pixels = np.asarray(image.convert('RGB'))
-  # Both curves are there: the line's blue and the published gray.
+  # Both curves are drawn: the line in blue, published scores in gray.
   for color in ((0x00, 0x72, 0xB2), (0x8A, 0x8A, 0x8A)):
     assert (pixels == color).all(-1).sum() > 100
 
@@ -166,7 +166,7 @@ def test_labels_and_metrics_fallback(tmp_path, capsys):
 
 
 def test_many_tasks_with_gaps_draw(tmp_path):
-  # up_n_down has published medians that are missing.
+  # Published medians of up_n_down are missing in some windows.
   for game in ('pong', 'up_n_down', 'alien', 'zaxxon', 'krull', 'hero'):
     steps = np.linspace(1e5, 5e7, 50)
     write_run(tmp_path / game, f'atari_{game}', steps, steps, 4, 5e7)
@@ -175,29 +175,41 @@ def test_many_tasks_with_gaps_draw(tmp_path):
     assert image.width > 1000
 
 
+@pytest.fixture(scope='module')
+def logdirs(tmp_path_factory):
+  path = tmp_path_factory.mktemp('logdirs')
+  (path / 'empty').mkdir()
+  (path / 'young').mkdir()
+  (path / 'young/scores.jsonl').write_text('')
+  write_run(path / 'run', 'dmc_walker_walk', [10], [1])
+  return path
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['missing'], "'missing' does not exist"),
     (['empty'], "'empty' is not a log directory"),
     (['young'], "'young' holds no score"),
-    (
-      ['run', '--mode=eval'],
-      'eval episode yet; there are others, for --mode=train',
-    ),
+    (['run', '--mode=eval'], 'eval episode yet. Use --mode=train'),
     (['run', '--published=atari_pongg'], "did you mean 'atari_pong'?"),
-    (['run', '--out=x.jpgg'], 'unknown kind of file'),
+    (['run', '--out=x.jpgg'], 'unknown file type'),
     (['run', '--openloop'], 'holds no open-loop video'),
   ],
 )
-def test_errors_are_one_line(tmp_path, arguments, message):
-  (tmp_path / 'empty').mkdir()
-  (tmp_path / 'young').mkdir()
-  (tmp_path / 'young/scores.jsonl').write_text('')
-  write_run(tmp_path / 'run', 'dmc_walker_walk', [10], [1])
+def test_errors_are_one_line(logdirs, capsys, monkeypatch, arguments, message):
+  monkeypatch.chdir(logdirs)
+  assert plot.main(['--out=x.png', *arguments]) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  assert message in line
+  assert not (logdirs / 'x.png').exists()
+
+
+def test_command(logdirs):
   result = subprocess.run(
-    [sys.executable, '-m', 'dreamer_tpu.tools.plot', '--out=x.png', *arguments],
-    cwd=tmp_path,
+    [sys.executable, '-m', 'dreamer_tpu.tools.plot', '--out=x.png', 'missing'],
+    cwd=logdirs,
     env={**os.environ, 'PYTHONPATH': os.getcwd()},
     capture_output=True,
     text=True,
@@ -205,12 +217,11 @@ def test_errors_are_one_line(tmp_path, arguments, message):
   )
   assert result.returncode == 1
   (line,) = result.stderr.splitlines()
-  assert message in line
-  assert not (tmp_path / 'x.png').exists()
+  assert "'missing' does not exist" in line
 
 
 def test_openloop_strip(tmp_path):
-  # Two sequences of 16x24 images; each tile of a solid gray of its own.
+  # Two sequences of 16x24 images; each tile is a unique shade of gray.
   frames = np.zeros((8, 3 * 16, 2 * 24, 3), np.uint8)
   for time, row, sample in np.ndindex(8, 3, 2):
     rows, columns = (

@@ -24,6 +24,7 @@ from dreamer_tpu.sharding import mesh as mesh_lib
 
 REFERENCE_SIZE = 1024
 POLICY_BATCHES = (1, 4, 16, 64)
+clock = time.perf_counter
 Row = dict[str, Any]
 
 _IMAGE = lambda *shape: {'image': Space(shape=shape, dtype='uint8')}
@@ -93,9 +94,9 @@ def learner(config: Any, repeat: int) -> list[Row]:
   steps: Any = learner.steps
   arguments = steps.train_arguments(config.batch_length)
   count = flops.count(steps.train, *arguments)
-  start = time.perf_counter()
+  start = clock()
   compiled = steps.train.lower(*arguments).compile()
-  compile_s = time.perf_counter() - start
+  compile_s = clock() - start
   steps.train = compiled
   batches = map(learner.put, random_batches(agent, config))
   seconds, unit = measure(make_update(learner, config), batches, repeat)
@@ -186,9 +187,9 @@ def reference_matmul() -> Callable[[], Any]:
 
 def timed(run: Callable[..., Any], *args: Any) -> float:
   """Returns the seconds until the result of `run(*args)` is ready."""
-  start = time.perf_counter()
+  start = clock()
   jax.block_until_ready(run(*args))
-  return time.perf_counter() - start
+  return clock() - start
 
 
 def random_batches(agent: Agent, config: Any) -> Iterator[dict]:

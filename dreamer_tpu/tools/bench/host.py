@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,14 +80,9 @@ def checkpoint(config: Any, repeat: int) -> list[Row]:
     Checkpointer(pathlib.Path(folder) / 'checkpoints') as checkpointer,
   ):
     for step in range(1, repeat + 1):
-      start = time.perf_counter()
-      checkpointer.save(step, learner.state, {})
-      blocking.append(time.perf_counter() - start)
-      checkpointer.wait()
-      total.append(time.perf_counter() - start)
-      start = time.perf_counter()
-      checkpointer.restore(step, learner.abstract)
-      restore.append(time.perf_counter() - start)
+      blocking.append(timed(checkpointer.save, step, learner.state, {}))
+      total.append(blocking[-1] + timed(checkpointer.wait))
+      restore.append(timed(checkpointer.restore, step, learner.abstract))
   size = sum(x.nbytes for x in jax.tree.leaves(learner.state))
   return [
     {

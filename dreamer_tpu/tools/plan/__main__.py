@@ -63,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(config: Any, args: argparse.Namespace) -> list['UpdatePlan']:
-  # Ahead-of-time compilation needs no TPU.
-  os.environ['JAX_PLATFORMS'] = 'cpu'
   from dreamer_tpu.tools.plan import meshes, step
 
   agent = step.make_agent(config)
@@ -147,4 +145,7 @@ def _mesh(plan: 'UpdatePlan') -> str:
 
 
 if __name__ == '__main__':
+  # Before JAX is imported. Compiling ahead of time needs no TPU, and JAX cannot
+  # load such programs from its cache.
+  os.environ.update(JAX_PLATFORMS='cpu', JAX_ENABLE_COMPILATION_CACHE='false')
   sys.exit(main())

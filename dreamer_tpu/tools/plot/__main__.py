@@ -1,4 +1,4 @@
-"""Draws learning curves against published ones, or an open-loop strip.
+"""Plots learning curves with published ones, or an open-loop video.
 
 python -m dreamer_tpu.tools.plot LOGDIR... --out=curves.png
 python -m dreamer_tpu.tools.plot new=RUN1 old=RUN2 --out=curves.png
@@ -20,16 +20,29 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import terminal, video
 from dreamer_tpu.tools.plot import curves, openloop
 
-# Told apart by all kinds of colour vision (Okabe and Ito).
+# The palette of Okabe and Ito, safe for color blindness.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _GRAY = '#8A8A8A'
 _WINDOWS = 30
+_HEADER = (
+  'task',
+  'seeds',
+  'env steps',
+  'score (min to max)',
+  'published',
+  'area',
+  'human-norm.',
+)
+_NOTES = (
+  'score: median over seeds of the last tenth of the steps. published: median at',
+  'that step. area: relative to the published median, over the common range.',
+)
 
 Groups = dict[tuple[str, str, str], list[curves.Run]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the command line. Returns: the exit code."""
+  """Prints the table and writes the picture. Returns: the exit code."""
   options = _parser().parse_args(arguments)
   try:
     if options.openloop:
@@ -48,11 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def group(runs: Sequence[curves.Run]) -> Groups:
-  """Puts seeds together: runs of one task under one label.
-
-  Returns:
-    The runs by (benchmark, task, label).
-  """
+  """Groups the seeds of a task and label, by (benchmark, task, label)."""
   groups: Groups = {}
   for run in runs:
     key = (run.benchmark, run.task, run.label)
@@ -61,19 +70,8 @@ def group(runs: Sequence[curves.Run]) -> Groups:
 
 
 def table(groups: Groups, choice: str = 'auto') -> list[str]:
-  """Returns the scores as lines of text, the aggregates last."""
-  rows: list[tuple[str, ...]] = [
-    (
-      'task',
-      'seeds',
-      'env steps',
-      'score (min to max)',
-      'published',
-      'area',
-      'human-norm.',
-    )
-  ]
-  rows += [_row(key, runs, choice) for key, runs in groups.items()]
+  """Returns the lines of the table of scores, aggregates last."""
+  rows = [_HEADER, *(_row(k, runs, choice) for k, runs in groups.items())]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     '  '.join(
@@ -82,17 +80,11 @@ def table(groups: Groups, choice: str = 'auto') -> list[str]:
     )
     for row in rows
   ]
-  notes = (
-    'score: median over seeds of the last tenth of the steps. published: '
-    'median at the same',
-    'steps. area: under the curve, relative to the published median over the '
-    'common range.',
-  )
-  return [*lines, '', *aggregates(groups), *notes]
+  return [*lines, '', *aggregates(groups), *_NOTES]
 
 
 def aggregates(groups: Groups) -> list[str]:
-  """Returns the numbers that publications quote, one line each."""
+  """Returns a line per label and benchmark with the usual aggregates."""
   lines = []
   for label in dict.fromkeys(label for *_, label in groups):
     scores = {
@@ -119,7 +111,7 @@ def aggregates(groups: Groups) -> list[str]:
 
 
 def draw(groups: Groups, choice: str = 'auto') -> Figure:
-  """Draws one panel for each task, the published scores behind."""
+  """Draws one panel per task, with published scores in the background."""
   panels: dict[tuple[str, str], Groups] = {}
   for key, runs in groups.items():
     panels.setdefault(key[:2], {})[key] = runs
@@ -161,7 +153,7 @@ def _draw_panel(ax: Axes, groups: Groups, choice: str) -> None:
 
 
 def _draw_published(ax: Axes, curve: curves.Published, reach: float) -> float:
-  """Draws up to a little more than the runs. Returns: the last step."""
+  """Draws the curve a little beyond the runs. Returns: the last step."""
   shown = int(np.searchsorted(curve.ends, reach)) + 1
   shown = max(3, min(shown, len(curve.ends)))
   centers = _centers(curve.edges)[:shown]
@@ -219,7 +211,7 @@ def _row(
 def _openloop(options: argparse.Namespace) -> Figure:
   logdir = epath.Path(options.logdir[0])
   if len(options.logdir) > 1:
-    raise UserError('--openloop takes one log directory')
+    raise UserError('--openloop takes a single log directory.')
   frames = video.read_gif(openloop.find_video(logdir, options.key))
   return openloop.draw(
     frames, openloop.tile_width(logdir, frames), options.samples
@@ -231,13 +223,13 @@ def _save(figure: Figure, name: str) -> None:
   kinds = figure.canvas.get_supported_filetypes()
   kind = path.suffix.removeprefix('.').lower()
   if kind not in kinds:
-    raise UserError(f'--out={name}: unknown kind of file, .png is a good one')
+    raise UserError(f'--out={name}: unknown file type; use .png.')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('wb') as file:
       figure.savefig(file, format=kind, bbox_inches='tight')
   except OSError as e:
-    raise UserError(f'--out={name} cannot be written ({e.strerror})') from e
+    raise UserError(f'--out={name} cannot be written: {e.strerror}.') from e
 
 
 def _median_score(runs: Sequence[curves.Run]) -> float:
@@ -263,9 +255,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     'logdir',
     nargs='+',
-    help='log directories, or folders of them; LABEL=PATH draws apart',
+    help='log directories or folders of them, optionally as LABEL=PATH',
   )
-  parser.add_argument('--out', required=True, help='the picture to write')
+  parser.add_argument('--out', required=True, help='picture to write')
   parser.add_argument(
     '--published', default='auto', help='auto, none, TASK or BENCHMARK/TASK'
   )
@@ -273,14 +265,14 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--repeat',
     type=float,
-    help='environment steps per agent step, if not as the run says',
+    help='environment steps per agent step, if not that of the run',
   )
   parser.add_argument(
     '--openloop', action='store_true', help='draw the open-loop video'
   )
-  parser.add_argument('--key', default='', help='its observation key')
+  parser.add_argument('--key', default='', help='observation key of the video')
   parser.add_argument(
-    '--samples', type=int, default=1, help='how many of its sequences'
+    '--samples', type=int, default=1, help='sequences of the video to draw'
   )
   return parser
 

@@ -1,10 +1,10 @@
-"""Scores of runs and of published ones, on the same axis."""
+"""Loads scores of runs and published scores and compares them."""
 
+import collections
 import csv
 import dataclasses
 import functools
 import gzip
-import io
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,21 +17,21 @@ from dreamer_tpu.errors import UserError, nearest
 from dreamer_tpu.metrics import jsonl
 
 _HERE = pathlib.Path(__file__).parent
-# Budgets up to here are compared with the 400k frames of Atari 100k.
+# Runs of at most this many frames are compared with Atari 100k.
 _ATARI100K_FRAMES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The episodes of one log directory.
+  """Episodes of one log directory.
 
   Attributes:
-    label: What the user calls it, or ''.
-    task: Such as 'atari_pong'.
-    benchmark: Whose published scores it is to be compared with, or ''.
+    label: Label given by the user, or ''.
+    task: Task name, such as 'atari_pong'.
+    benchmark: Benchmark of the published scores to compare with, or ''.
     steps: float [N], environment steps (agent steps x action repeat) at the
       end of each episode, ascending.
-    scores: float [N], the sum of rewards of each.
+    scores: float [N], sum of rewards of each episode.
     reach: Environment steps of the run so far.
   """
 
@@ -49,16 +49,14 @@ class Published:
 
   Attributes:
     benchmark: 'dmc_proprio', 'dmc_vision', 'atari100k', 'atari57', 'procgen'.
-    task: Such as 'atari_pong'.
-    ends: float [W], the last environment step of each window.
-    median: float [W], over seeds, of the mean score in the window.
-    low: float [W], the worst seed.
-    high: float [W], the best seed.
-    seeds: How many there are at most.
+    ends: float [W], last environment step of each window.
+    median: float [W], median over seeds of the mean score in the window.
+    low: float [W], worst seed.
+    high: float [W], best seed.
+    seeds: Maximum number of seeds.
   """
 
   benchmark: str
-  task: str
   ends: np.ndarray
   median: np.ndarray
   low: np.ndarray
@@ -67,7 +65,7 @@ class Published:
 
   @property
   def edges(self) -> np.ndarray:
-    """float [W + 1], the windows' borders."""
+    """Borders of the windows, float [W + 1]."""
     return np.concatenate([[0.0], self.ends])
 
 
@@ -77,9 +75,9 @@ def find_runs(
   """Loads log directories.
 
   Args:
-    names: Directories, or directories of them, each perhaps as LABEL=PATH.
-    mode: Episodes of 'train' or 'eval'.
-    repeat: Environment steps per agent step; by default as the run says.
+    names: Log directories or folders of them, optionally as LABEL=PATH.
+    mode: Kind of episodes, 'train' or 'eval'.
+    repeat: Environment steps per agent step; read from the run by default.
 
   Raises:
     UserError: A directory is missing or holds no scores.
@@ -88,12 +86,12 @@ def find_runs(
   for name in names:
     label, path = _split_label(name)
     if not path.is_dir():
-      raise UserError(f'log directory {str(path)!r} does not exist')
+      raise UserError(f'Log directory {str(path)!r} does not exist.')
     folders = [path] if _is_run(path) else _runs_below(path)
     if not folders:
       raise UserError(
         f'{str(path)!r} is not a log directory: it has neither scores.jsonl '
-        'nor metrics.jsonl'
+        'nor metrics.jsonl.'
       )
     runs += [load_run(folder, label, mode, repeat) for folder in folders]
   return runs
@@ -108,7 +106,7 @@ def load_run(
   """Loads one log directory.
 
   Raises:
-    UserError: It holds no finished episode of that mode.
+    UserError: There is no finished episode of that mode.
   """
   config = read_config(path)
   metrics = _read(path / 'metrics.jsonl')
@@ -124,9 +122,9 @@ def load_run(
   pairs = [pair for pair in pairs if pair[1] is not None]
   if not pairs:
     others = sorted({line.get('mode', 'train') for line in scored})
-    hint = f'; there are others, for --mode={others[0]}' if others else ''
+    hint = f' Use --mode={others[0]} for its other episodes.' if others else ''
     raise UserError(
-      f'{str(path)!r} holds no score of a finished {mode} episode yet{hint}'
+      f'{str(path)!r} holds no score of a finished {mode} episode yet.{hint}'
     )
   task = config.get('task', path.name)
   if repeat is None:
@@ -140,70 +138,69 @@ def load_run(
 @functools.cache
 def published() -> Mapping[tuple[str, str], Published]:
   """Returns the published scores by benchmark and task."""
-  content = gzip.decompress((_HERE / 'published_scores.csv.gz').read_bytes())
-  rows: dict[tuple[str, str], list[dict[str, str]]] = {}
-  for row in csv.DictReader(io.StringIO(content.decode())):
-    rows.setdefault((row['benchmark'], row['task']), []).append(row)
-  curves = {}
-  for (benchmark, task), group in rows.items():
-    ends, median, low, high = (
-      np.array([float(row[name]) for row in group])
-      for name in ('environment_steps_up_to', 'median', 'min', 'max')
+  rows = collections.defaultdict(list)
+  with gzip.open(_HERE / 'published_scores.csv.gz', 'rt') as file:
+    for row in csv.DictReader(file):
+      rows[row['benchmark'], row['task']].append(row)
+  column = lambda group, name: np.array([float(row[name]) for row in group])
+  return {
+    (benchmark, task): Published(
+      benchmark=benchmark,
+      ends=column(group, 'environment_steps_up_to'),
+      median=column(group, 'median'),
+      low=column(group, 'min'),
+      high=column(group, 'max'),
+      seeds=max(int(row['seeds']) for row in group),
     )
-    seeds = max(int(row['seeds']) for row in group)
-    curves[benchmark, task] = Published(
-      benchmark, task, ends, median, low, high, seeds
-    )
-  return curves
+    for (benchmark, task), group in rows.items()
+  }
 
 
 def find_published(choice: str, run: Run) -> Published | None:
   """Returns the scores to compare a run with.
 
   Args:
-    choice: 'auto', 'none', a task, or BENCHMARK/TASK.
-    run: Whose task and benchmark 'auto' takes.
+    choice: 'auto', 'none', TASK, or BENCHMARK/TASK.
+    run: Run whose benchmark, and with 'auto' task, is preferred.
 
   Raises:
     UserError: There are no scores of that name.
   """
+  table = published()
   if choice == 'none':
     return None
   if choice == 'auto':
-    return published().get((run.benchmark, run.task))
+    return table.get((run.benchmark, run.task))
   benchmark, _, task = choice.rpartition('/')
-  for key in ((benchmark or run.benchmark, task), *published()):
-    if key in published() and key[1] == task and benchmark in ('', key[0]):
-      return published()[key]
-  names = sorted({task for _, task in published()})
-  names += [f'{benchmark}/{task}' for benchmark, task in published()]
-  near = nearest(choice, names)
-  raise UserError(
-    f'--published={choice}: no published scores of that name, did you mean '
-    f'{near!r}?'
-  )
+  keys = [k for k in table if k[1] == task and benchmark in ('', k[0])]
+  if not keys:
+    names = {task for _, task in table} | {'/'.join(key) for key in table}
+    near = nearest(choice, sorted(names))
+    raise UserError(f"--published={choice} is unknown; did you mean '{near}'?")
+  preferred = run.benchmark, task
+  return table[preferred if preferred in keys else keys[0]]
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
-  """Returns the configuration of a log directory, {} if it has none."""
+  """Returns the configuration of a log directory, {} if there is none."""
   path = path / 'config.json'
   if not path.exists():
     return {}
   try:
     return json.loads(path.read_text())
   except ValueError as e:
-    raise UserError(f'{str(path)!r} is not valid JSON ({e})') from e
+    raise UserError(f'{str(path)!r} is not valid JSON: {e}.') from e
 
 
 def window_means(run: Run, edges: np.ndarray) -> np.ndarray:
-  """Averages a run's episodes in windows (start, end] of steps.
+  """Averages the episodes of a run in windows (start, end] of steps.
 
   Args:
     run: A run.
     edges: float [W + 1], ascending.
 
   Returns:
-    float [W]. A window without an episode keeps the value before it; NaN
+    float [W]. A window without an episode repeats the value before it. NaN
     before the first episode and beyond the reach of the run.
   """
   bins = np.searchsorted(edges, run.steps, side='left') - 1
@@ -221,10 +218,10 @@ def window_means(run: Run, edges: np.ndarray) -> np.ndarray:
 
 
 def relative_area(runs: Sequence[Run], curve: Published) -> float:
-  """Returns the area under the median over seeds, relative to published.
+  """Returns the area under the median over seeds relative to the published one.
 
-  Both areas lie above the score of a random policy where that is known
-  (Atari), else above zero, over the windows that all runs cover.
+  Areas are above the score of a random policy on Atari, else above zero, over
+  the windows that all runs cover.
 
   Returns:
     A ratio; NaN without a common window.
@@ -239,20 +236,13 @@ def relative_area(runs: Sequence[Run], curve: Published) -> float:
 
 
 def last_score(run: Run) -> float:
-  """Returns the mean of the episodes in the last tenth of the steps.
-
-  At least ten episodes count, where there are as many.
-  """
+  """Returns the mean of the last tenth of the steps, at least ten episodes."""
   late = int((run.steps > 0.9 * run.reach).sum())
   return float(run.scores[-max(late, 10) :].mean())
 
 
 def published_score(curve: Published, reach: float) -> float:
-  """Returns the published median in the window that holds a step.
-
-  Returns:
-    A score; NaN beyond the last window.
-  """
+  """Returns the published median at a step, NaN beyond the last window."""
   index = np.searchsorted(curve.ends, reach * (1 - 1e-9))
   return float(curve.median[index]) if index < len(curve.ends) else np.nan
 
@@ -261,10 +251,9 @@ def published_score(curve: Published, reach: float) -> float:
 def atari_scores() -> Mapping[str, tuple[float, float]]:
   """Returns (random, human) scores of 57 games, by name without underscores.
 
-  The numbers that most publications normalize with: episodes that start with
-  up to 30 no-ops and last 30 minutes at most, a professional game tester as
-  the human (Mnih et al. 2015; Wang et al. 2016, 'Dueling Network
-  Architectures for Deep Reinforcement Learning').
+  Most publications normalize with these: episodes of at most 30 minutes with
+  up to 30 initial no-ops, and a professional game tester (Mnih et al. 2015;
+  Wang et al. 2016, 'Dueling Network Architectures for Deep RL').
   """
   with (_HERE / 'atari_scores.csv').open() as file:
     return {
