@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(scope='module')
 def config():
-  return flags.take_config([DEBUG])[0]
+  return flags.parse_config([DEBUG])[0]
 
 
 @pytest.fixture(scope='module')

@@ -125,7 +125,7 @@ def test_bytes_of_a_loop_over_slices():
 
 
 def test_added_instructions_have_the_origin_of_their_user():
-  """The compiler adds unnamed transpositions to the gradient of a convolution."""
+  """The compiler adds unnamed transpositions to gradients of convolutions."""
   mesh = small.make_mesh((1, 1, 1))
 
   def loss(w, x):
