@@ -28,7 +28,7 @@ _MIN_CURRENT = 0.05
 _MAX_AMPLIFICATION = 4
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Record:
   """A file of a shard.
 
@@ -36,26 +36,19 @@ class Record:
     index: Number of the file.
     kind: `STEPS`, `LATENTS` or `PRIORITIES`.
     rows: Number of rows.
+    runs: Runs of rows in memory, int64 [r, 3]: serial, start, stop.
     name: Name relative to the replay directory.
     bytes: Size.
     crc: CRC-32.
-    runs: Runs of rows in memory, int64 [r, 3]: serial, start, stop.
   """
 
   index: int
   kind: str
   rows: int
+  runs: np.ndarray
   name: str = ''
   bytes: int = 0
   crc: int = 0
-  runs: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros((0, 3), np.int64), compare=False
-  )
-
-  @property
-  def serials(self) -> set[int]:
-    """Chunks of which the file holds rows."""
-    return set(self.runs[:, 0].tolist())
 
   def to_json(self) -> dict[str, Any]:
     """Returns the file's entry in a manifest."""
@@ -80,8 +73,11 @@ class Ledger:
 
   def track(self, chunks: Mapping[int, Chunk]) -> None:
     """Adds new chunks and removes those that were dropped from memory."""
+    old = self._newest
     self._newest = {
-      serial: self._newest.get(serial, np.full(len(chunk.dirty), -1, np.int32))
+      serial: old[serial]
+      if serial in old
+      else np.full(len(chunk.dirty), -1, np.int32)
       for serial, chunk in chunks.items()
     }
 
@@ -103,15 +99,15 @@ class Ledger:
     for chunk in ordered:
       newest = self._newest[chunk.serial][: chunk.fill]
       unsaved = newest < 0
-      dirty = chunk.dirty[: chunk.fill] | stale[newest]
+      dirty = (chunk.dirty[: chunk.fill] | stale[newest]) & ~unsaved
       runs[STEPS].append(_find_runs(chunk.serial, unsaved))
-      runs[LATENTS].append(_find_runs(chunk.serial, dirty & ~unsaved))
+      runs[LATENTS].append(_find_runs(chunk.serial, dirty))
       chunk.dirty[:] = False
     kept = [
       file
       for file in self.files.values()
       if (counts[file.index] and not stale[file.index])
-      or (file.kind == STEPS and file.serials & chunks.keys())
+      or (file.kind == STEPS and chunks.keys() & file.runs[:, 0].tolist())
     ]
     new = [
       self.new_file(kind, pack)
@@ -123,7 +119,7 @@ class Ledger:
   def new_file(self, kind: str, runs: np.ndarray) -> Record:
     """Returns a file with the next index."""
     self._next += 1
-    return Record(self._next - 1, kind, _rows(runs), runs=runs)
+    return Record(self._next - 1, kind, _rows(runs), runs)
 
   def commit(self, kept: list[Record], new: list[Record]) -> None:
     """Takes over the files of a plan after they are written."""
@@ -210,6 +206,8 @@ def _rows(runs: np.ndarray) -> int:
 
 def _find_runs(serial: int, mask: np.ndarray) -> np.ndarray:
   """Returns the runs of rows set in a mask, int64 [r, 3]."""
+  if not mask.any():
+    return np.zeros((0, 3), np.int64)
   padded = np.zeros(len(mask) + 2, bool)
   padded[1:-1] = mask
   edges = np.flatnonzero(padded[1:] != padded[:-1])
