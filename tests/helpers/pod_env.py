@@ -1,8 +1,9 @@
-"""A game of 20 steps, on a host that can be made to fail.
+"""A game of 20 steps that can fail on one host.
 
-Once the file POD_FAULT exists, the host POD_VICTIM does what it says: 'raise'
-or 'hang'. POD_SLOW are seconds that each step takes on the victim, POD_CLOCK
-seconds by which its wall clock is wrong, POD_CLOSE those that closing takes.
+The environment variable POD_VICTIM names that host, 1 by default. Once the
+file POD_FAULT exists, the victim obeys it: 'raise' or 'hang'. POD_SLOW is the
+duration of its steps in seconds, POD_CLOSE that of closing, and POD_CLOCK the
+error of its wall clock.
 """
 
 import os

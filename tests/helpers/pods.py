@@ -1,12 +1,20 @@
-"""Several hosts on one machine: main.py in so many processes."""
+"""Several hosts on one machine: one process of main.py per host."""
 
 import contextlib
 import socket
 
 from tests.helpers import program
 
+GAME = (
+  '--config=configs/gym.py:debug',
+  '--config.task=gym_tests.helpers.pod_env:Game-v0',
+  '--config.env.stepping=serial',
+  '--config.run.report_every=0',
+)
+
 
 def free_port():
+  """Returns a free TCP port of this machine."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     return s.getsockname()[1]
@@ -14,15 +22,15 @@ def free_port():
 
 @contextlib.contextmanager
 def start(logdir, hosts, devices, *args, prefix=lambda host: [], **env):
-  """A program per host; those that are left are killed in the end.
+  """Starts one program per host, and kills them at the end.
 
   Args:
-    logdir: Of the run.
-    hosts: Processes.
-    devices: Of each, on the CPU.
-    *args: Of main.py.
-    prefix: Command, by host, in which it is started.
-    **env: Environment variables, `ADDRESS` for that of host 0.
+    logdir: Directory of the run.
+    hosts: Number of processes.
+    devices: CPU devices of each.
+    *args: Arguments of main.py.
+    prefix: Maps a host to a command that runs another one.
+    **env: Environment variables; `ADDRESS` is the address of host 0.
   """
   address = f'{env.pop("ADDRESS", "localhost")}:{free_port()}'
   programs = [
@@ -47,6 +55,6 @@ def start(logdir, hosts, devices, *args, prefix=lambda host: [], **env):
 
 
 def run(*args, **kwargs):
-  """Runs all to their end."""
+  """Runs one program per host to its end; see `start`."""
   with start(*args, **kwargs) as programs:
     return [each.end() for each in programs]

@@ -1,4 +1,4 @@
-"""main.py as a user runs it: a process, its exit code and its files."""
+"""Runs of main.py as a process, with their exit codes and files."""
 
 import contextlib
 import json
@@ -15,6 +15,8 @@ LIMIT = 600
 
 
 class Ended(NamedTuple):
+  """Exit code, duration, stdout, and the lines of stderr."""
+
   code: int
   seconds: float
   out: str
@@ -22,7 +24,7 @@ class Ended(NamedTuple):
 
 
 class Program:
-  """A run of main.py that can be watched and stopped."""
+  """Runs main.py in a process that can be watched and stopped."""
 
   def __init__(self, logdir, *args, prefix=(), **env):
     self._begin = time.monotonic()
@@ -47,7 +49,7 @@ class Program:
       thread.start()
 
   def wait_for(self, condition):
-    """Waits until the condition, a function without arguments, holds."""
+    """Waits until a condition, a function without arguments, is true."""
     deadline = time.monotonic() + LIMIT
     while not condition():
       if self.process.poll() is not None or time.monotonic() > deadline:
@@ -56,11 +58,11 @@ class Program:
       time.sleep(0.02)
 
   def says(self, text):
-    """Waits for a line on the terminal with this text."""
+    """Waits for a line on the terminal that contains a text."""
     self.wait_for(lambda: any(text in line for line in list(self.lines)))
 
   def end(self):
-    """Waits for the end."""
+    """Waits for the process and returns its results."""
     try:
       code = self.process.wait(LIMIT)
     finally:
@@ -79,25 +81,25 @@ def run(logdir, *args, **env):
 
 
 def read(path):
-  """The objects of a file of JSON lines, which may be written to just now."""
+  """Returns the objects of a JSON lines file that may still grow."""
   lines = path.read_text().splitlines(keepends=True)
   return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 def steps(logdir):
-  """The committed checkpoints of a run."""
+  """Returns the steps of the committed checkpoints of a run."""
   found = (logdir / 'checkpoints').iterdir()
   return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def state(logdir):
-  """The counters in the newest checkpoint."""
+  """Returns the run state of the newest checkpoint."""
   newest = logdir / 'checkpoints' / str(steps(logdir)[-1])
   return json.loads((newest / 'run' / 'data.json').read_text())
 
 
 def files(logdir):
-  """The contents of all files, but for the lock, by name."""
+  """Returns the contents of all files except the lock, by name."""
   return {
     str(path.relative_to(logdir)): path.read_bytes()
     for path in logdir.rglob('*')

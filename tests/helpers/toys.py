@@ -1,4 +1,4 @@
-"""Small environments, made as 'gym_tests.helpers.toys:NAME'."""
+"""Small environments, named 'gym_tests.helpers.toys:NAME'."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class Pictures(gymnasium.Env):
-  """Episodes of 3 steps with a reward of 1; the image tells the step.
+  """Episodes of 3 steps with a reward of 1; the image shows the step.
 
-  With `signals`, the process gets a SIGTERM in the fourth episode.
+  With `signals`, the process receives SIGTERM in the fourth episode.
   """
 
   observation_space = gymnasium.spaces.Box(0, 255, (48, 48, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Several hosts as one run: real processes, and what ends them."""
+"""Several hosts as one run: real processes, and failures that end them."""
 
 import os
 import shutil
@@ -9,13 +9,8 @@ import time
 import pytest
 
 from tests.helpers import pods, program
+from tests.helpers.pods import GAME
 
-GAME = (
-  '--config=configs/gym.py:debug',
-  '--config.task=gym_tests.helpers.pod_env:Game-v0',
-  '--config.env.stepping=serial',
-  '--config.run.report_every=0',
-)
 FOREVER = '--config.run.steps=1e7'
 
 
@@ -28,21 +23,7 @@ def trains(logdir):
   return lambda: path.exists() and 'train/loss/total' in path.read_text()
 
 
-def test_a_host_that_takes_its_time_to_end(tmp_path):
-  ended = pods.run(
-    tmp_path,
-    2,
-    1,
-    *GAME,
-    '--config.run.steps=20',
-    '--config.distributed.silence=8',
-    POD_VICTIM='0',
-    POD_CLOSE='8',  # of each of two environments
-  )
-  assert [each.code for each in ended] == [0, 0], ended
-
-
-def test_two_hosts_train_and_one_goes_on(tmp_path):
+def test_two_hosts_train_and_one_resumes(tmp_path):
   args = (
     *GAME,
     '--config.script=train_eval',
@@ -54,7 +35,7 @@ def test_two_hosts_train_and_one_goes_on(tmp_path):
   first, second = pods.run(tmp_path, 2, 2, *args)
   assert (first.code, second.code) == (0, 0), (first.err, second.err)
   metrics = program.read(tmp_path / 'metrics.jsonl')
-  # A round late: each of the hosts has made one more step by then.
+  # Consensus comes one round late: each host has made one more step by then.
   assert metrics[-1]['step'] == metrics[-1]['replay/steps'] == 164
   updates = metrics[-1]['update']
   assert updates == 1 + (metrics[-2]['step'] - metrics[0]['step']) // 8
@@ -86,7 +67,7 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
   logdir = tmp_path / 'logdir'
   with pods.start(
     logdir,
-    4,
+    3,
     1,
     *GAME,
     FOREVER,
@@ -104,9 +85,9 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
     ended = end(programs)
   seconds = time.monotonic() - begin
   codes = [x.code for x in ended]
-  assert codes == [1, -9 if fault == 'kill' else 1, 1, 1]
-  for each in (ended[0], *ended[2:]):
-    assert 'Host 1 of 4' in each.err[-1], each.err
+  assert codes == [1, -9 if fault == 'kill' else 1, 1]
+  for each in (ended[0], ended[2]):
+    assert 'Host 1 of 3' in each.err[-1], each.err
   reason = {
     'kill': 'its process ended',
     'raise': 'the game is over',
@@ -115,17 +96,27 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
   assert reason[fault] in ended[0].err[-1]
   print(f'{fault}: all ended after {seconds:.1f} s', ended[0].err[-1])
   assert seconds < 60
+  if fault != 'kill':
+    return
+  # The run resumes from the last commit.
   step = program.steps(logdir)[-1]
-  # All of it goes on from the last commit.
-  signal_file.unlink(missing_ok=True)
   last = f'--config.run.steps={step + 100}'
-  again = pods.run(logdir, 4, 1, *GAME, last)
-  assert [x.code for x in again] == [0] * 4, again
+  again = pods.run(logdir, 3, 1, *GAME, last)
+  assert [x.code for x in again] == [0] * 3, again
   assert f'checkpoint of step {step:,}' in again[0].out
 
 
-def test_one_signal_stops_all(tmp_path):
-  with pods.start(tmp_path, 2, 1, *GAME, FOREVER) as programs:
+def test_one_signal_stops_all_and_a_slow_end_is_no_failure(tmp_path):
+  with pods.start(
+    tmp_path,
+    2,
+    1,
+    *GAME,
+    FOREVER,
+    '--config.distributed.silence=8',
+    POD_VICTIM='0',
+    POD_CLOSE='4.5',  # for each of two environments
+  ) as programs:
     programs[0].wait_for(trains(tmp_path))
     programs[1].process.terminate()
     ended = end(programs)
@@ -148,7 +139,7 @@ def test_a_slow_host_with_a_wrong_clock(tmp_path):
   assert [x.code for x in ended] == [0, 0], ended
   metrics = program.read(tmp_path / 'metrics.jsonl')
   first, last = metrics[0], program.state(tmp_path)
-  # Who has filled its replay does not run ahead of who has not.
+  # A host with a filled replay waits for the other.
   assert first['step'] < 200
   made = last['update'] - first['update']
   wanted = (last['step'] - first['step']) * 8 / 64
@@ -169,17 +160,17 @@ def test_nobody_comes(tmp_path):
 
 
 def in_namespace(name, address):
-  """A command that runs another one as the host of this name and address."""
+  """Returns a command that runs another one as the host of an address."""
   script = f'hostname {address} && exec "$0" "$@"'
   return ['ip', 'netns', 'exec', name, 'unshare', '--uts', 'sh', '-c', script]
 
 
 @pytest.fixture
 def network():
-  """Four network namespaces at a hub, which is one, too."""
+  """Three network namespaces at a hub, which is one, too."""
   if os.geteuid() or not shutil.which('ip'):
     pytest.skip('needs root and iproute2')
-  hub, *names = (f'pod{os.getpid()}-{i}' for i in range(5))
+  hub, *names = (f'pod{os.getpid()}-{i}' for i in range(4))
   ip = lambda *args: subprocess.run(['ip', *args], check=True)
   for name in (hub, *names):
     ip('netns', 'add', name)
@@ -202,7 +193,7 @@ def test_a_cut_link(tmp_path, network):
   cut = ['ip', '-n', network[1], 'link', 'set', 'net', 'down']
   with pods.start(
     tmp_path,
-    4,
+    3,
     1,
     *GAME,
     FOREVER,
@@ -217,7 +208,7 @@ def test_a_cut_link(tmp_path, network):
   seconds = time.monotonic() - begin
   print(f'cut link: all ended after {seconds:.1f} s', ended[0].err[-1])
   assert seconds < 60
-  assert [x.code for x in ended] == [1] * 4, ended
-  for each in (ended[0], *ended[2:]):
-    assert 'Host 1 of 4: no heartbeat' in each.err[-1], each.err
-  assert 'Host 0 of 4: no heartbeat' in ended[1].err[-1]
+  assert [x.code for x in ended] == [1] * 3, ended
+  for each in (ended[0], ended[2]):
+    assert 'Host 1 of 3: no heartbeat' in each.err[-1], each.err
+  assert 'Host 0 of 3: no heartbeat' in ended[1].err[-1]

@@ -1,4 +1,4 @@
-"""eval_only: the scores of an agent that somebody else trained."""
+"""Evaluation of a trained agent."""
 
 import json
 
@@ -22,7 +22,7 @@ SMALL = (
   '--config.env.gym.size=48,48',
   '--config.env.stepping=serial',
 )
-# A batch that the run ends before, so that nothing is compiled but acting.
+# The run ends before its first batch, so that only acting is compiled.
 UNTRAINED = (
   '--config.batch_size=1000',
   '--config.replay.size=1e6',
@@ -43,7 +43,7 @@ def trained(logdir, *args):
 
 
 def evaluated(logdir, source, *args):
-  """Runs eval_only; returns exit code, configuration, metrics and scores."""
+  """Runs eval_only; returns exit code, config, metrics and scores."""
   config = config_of(
     '--config.script=eval_only',
     f'--config.run.from_checkpoint={source}',
@@ -56,13 +56,13 @@ def evaluated(logdir, source, *args):
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-  """The logdir of a run with images."""
+  """Returns the logdir of a run with images."""
   return trained(tmp_path_factory.mktemp('pictures'), PICTURES)
 
 
 @pytest.fixture(scope='module')
 def cartpole(tmp_path_factory):
-  """The logdir of a run with a vector."""
+  """Returns the logdir of a run with vectors."""
   return trained(tmp_path_factory.mktemp('cartpole'))
 
 
@@ -75,7 +75,7 @@ def test_scores_are_those_of_its_policy(tmp_path, cartpole):
     '--config.metrics.outputs=jsonl',
   )
   assert code == 0
-  # The same with what users have.
+  # Expected scores, from the public API.
   seed = setup.seed(config, setup.EVAL_ACTING, 0)
   policy = dreamer_tpu.load_policy(cartpole, seed=seed)
   env = gymnasium.make('CartPole-v1')

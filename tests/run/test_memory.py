@@ -7,10 +7,10 @@ from tests.helpers import program
 
 @pytest.mark.slow
 def test_memory_of_the_host_stays(tmp_path):
-  """Once the replay is full, whatever is logged, reported and saved.
+  """Memory stays constant once the replay is full.
 
-  A report's video alone is 1.7 MB of pixels here, so that keeping each of them
-  would show in the second half as some hundred MB.
+  A report's video alone has 1.7 MB of pixels, so keeping every one would add
+  hundreds of MB in the second half.
   """
   ended = program.run(
     tmp_path,

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint does what it would have done."""
+"""A resumed run equals one that was never interrupted."""
 
 import threading
 
@@ -18,7 +18,7 @@ CAPACITY = 600
 
 @pytest.fixture(autouse=True)
 def verbosity():
-  """Warnings are shown, whatever tests before this one have set."""
+  """Shows warnings, regardless of earlier tests."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   yield
@@ -86,7 +86,7 @@ class Run:
   def _transition(self, number):
     batch = small.make_batch(self.agent, steps=1, seed=1000 + number)
     step = {k: v[:STREAMS, 0] for k, v in batch.items() if k != 'consec'}
-    # Environments begin anew where the run will be resumed, and elsewhere.
+    # Environments restart where the run is resumed, and elsewhere.
     step['is_first'] = np.full(STREAMS, number % 9 == 0)
     return step
 
@@ -105,7 +105,7 @@ class Run:
 
 
 @pytest.mark.parametrize('consec', [1, 2])
-def test_resuming_is_going_on(tmp_path, consec):
+def test_resuming_changes_nothing(tmp_path, consec):
   middle = 99  # With consec == 2 in the middle of sequences.
   with Run(tmp_path / 'straight', consec=consec) as run:
     run.train(200)
@@ -113,7 +113,7 @@ def test_resuming_is_going_on(tmp_path, consec):
   with Run(tmp_path / 'resumed', consec=consec) as run:
     run.train(middle)
     run.save()
-    # What follows is lost.
+    # These updates are lost.
     run.train(middle + 3)
   with Run(tmp_path / 'resumed', consec=consec) as run:
     assert run.update == middle
