@@ -167,10 +167,9 @@ def test_preemption_while_compiling(tmp_path):
   # A second signal does not wait for the compiler.
   two.says('SIGTERM')
   time.sleep(1.2)
-  begin = time.monotonic()
   two.process.terminate()
   assert two.end().code == 128 + signal.SIGTERM
-  assert time.monotonic() - begin < 10
+  assert one.process.poll() is None
   assert not program.steps(tmp_path / 'two')
   ended = one.end()
   assert ended.code == 75, ended.err
