@@ -1,13 +1,16 @@
-"""Mistakes that only show once the environment or the logdir is looked at."""
+"""Mistakes that show only once the environment or the logdir is opened."""
 
-import os
 import textwrap
 
 import pytest
 
+from dreamer_tpu.cli import flags
+from dreamer_tpu.errors import UserError
+from dreamer_tpu.run import train
 from tests.helpers import program
 
 DEBUG = '--config=configs/gym.py:debug'
+QUIET = '--config.metrics.outputs=log,jsonl'
 
 MODULE = """
   import gymnasium
@@ -32,14 +35,34 @@ MODULE = """
 """
 
 
-def check(ended, *parts):
-  """One readable line, before anything is compiled."""
+def run(logdir, *args):
+  """Does in this process what main.py does after it has joined the hosts."""
+  command = flags.parse(['main.py', f'--logdir={logdir}', QUIET, DEBUG, *args])
+  return train.main(*command)
+
+
+@pytest.fixture
+def message(capsys):
+  def message(logdir, *args):
+    """Returns the error: one line, before anything is compiled."""
+    with pytest.raises(UserError) as error:
+      run(logdir, *args)
+    text = str(error.value)
+    assert '\n' not in text
+    assert 'Compiling' not in capsys.readouterr().out
+    return text
+
+  return message
+
+
+def test_a_mistake_is_the_last_line_of_the_program(tmp_path):
+  ended = program.run(tmp_path / 'run', DEBUG, '--config.task=gym_CartPol-v1')
   assert ended.code == 1
   assert len(ended.err) == 1, ended.err
   assert ended.err[0].startswith('error: ')
-  for part in parts:
-    assert part in ended.err[0]
+  assert 'gym_CartPole-v1' in ended.err[0]
   assert 'Compiling' not in ended.out
+  assert program.files(tmp_path / 'run') == {}
 
 
 @pytest.mark.parametrize(
@@ -54,30 +77,32 @@ def check(ended, *parts):
     ('gym_no_such_module:Env-v0', ['no_such_module', 'install']),
   ],
 )
-def test_tasks(tmp_path, task, parts):
+def test_tasks(tmp_path, monkeypatch, message, task, parts):
   (tmp_path / 'broken_envs.py').write_text(textwrap.dedent(MODULE))
-  path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
-  ended = program.run(
-    tmp_path / 'run', DEBUG, f'--config.task={task}', PYTHONPATH=path
-  )
-  check(ended, task.removeprefix('gym_'), *parts)
+  monkeypatch.syspath_prepend(tmp_path)
+  text = message(tmp_path / 'run', f'--config.task={task}')
+  for part in (task.removeprefix('gym_'), *parts):
+    assert part in text
   assert program.files(tmp_path / 'run') == {}
 
 
-def test_checkpoint_of_another_configuration(tmp_path):
-  ended = program.run(tmp_path, DEBUG, '--config.run.steps=0')
-  assert ended.code == 0, ended.err
+def test_checkpoint_of_another_configuration(tmp_path, message):
+  assert run(tmp_path, '--config.run.steps=0') == 0
   before = program.files(tmp_path)
-  ended = program.run(tmp_path, DEBUG, '--config.agent.rssm.deter=64')
-  check(ended, 'agent.rssm.deter is 64, was 32', 'another logdir')
-  ended = program.run(tmp_path, DEBUG, '--config.task=gym_Pendulum-v1')
-  check(ended, "'gym_Pendulum-v1', was 'gym_CartPole-v1'", 'another logdir')
+  text = message(tmp_path, '--config.agent.rssm.deter=64')
+  assert 'agent.rssm.deter is 64, was 32' in text
+  assert 'another logdir' in text
+  text = message(tmp_path, '--config.task=gym_Pendulum-v1')
+  assert "'gym_Pendulum-v1', was 'gym_CartPole-v1'" in text
+  assert 'another logdir' in text
   assert program.files(tmp_path) == before
 
 
-def test_a_logdir_in_use(tmp_path):
-  first = program.Program(tmp_path, DEBUG, '--config.run.steps=1e6')
+def test_a_logdir_in_use(tmp_path, message):
+  first = program.Program(tmp_path, DEBUG, QUIET, '--config.run.steps=1e6')
   first.says('Filling the replay')
-  check(program.run(tmp_path, DEBUG), 'in use', str(first.process.pid))
+  text = message(tmp_path)
+  assert 'in use' in text
+  assert str(first.process.pid) in text
   first.process.terminate()
   assert first.end().code == 75
