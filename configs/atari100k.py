@@ -12,6 +12,6 @@ def get_config(presets: str = '') -> ml_collections.ConfigDict:
   config.task = 'atari_pong'
   config.run.update(steps=110_000, train_ratio=256.0, envs=1)
   config.env.atari.update(
-    size=(64, 64), gray=False, sticky=0.0, actions='needed'
+    size=(64, 64), gray=False, sticky=0.0, actions='minimal'
   )
   return presets_lib.apply(config, presets)

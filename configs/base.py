@@ -210,7 +210,7 @@ def _env() -> dict[str, Any]:
     in this process) or 'auto' (workers, unless steps are cheap). Atari has its
     own threads.
   size: Height and width of images.
-  actions: All 18 Atari actions, or only those that are 'needed'.
+  actions: 'all' 18 Atari actions, or the 'minimal' set of a game.
   length: Limit of an episode, in frames (Crafter: in steps); 0 disables.
   """
   return dict(

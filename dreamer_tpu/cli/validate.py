@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
   'metrics.outputs': ('log', 'jsonl', 'tensorboard', 'wandb'),
   'env.stepping': ('auto', 'workers', 'serial'),
-  'env.atari.actions': ('all', 'needed'),
+  'env.atari.actions': ('all', 'minimal'),
   'env.atari.pool': (1, 2),
 }
 

@@ -1,4 +1,4 @@
-"""Environments: one suite per file, one wrapper chain, one way of stepping."""
+"""Environments: suites, conversion of their spaces, vector stepping."""
 
 from dreamer_tpu.envs.registry import make_vector, register, spaces
 from dreamer_tpu.envs.vector import VectorEnv

@@ -1,7 +1,7 @@
-"""Any Gymnasium space, as the few kinds of space that the agent knows.
+"""Conversion between Gymnasium spaces and the kinds that the agent supports.
 
-Observations become Box uint8 [H, W, C] (an image), Box float32 of rank 0-2 (a
-vector) or MultiDiscrete and Discrete int32 starting at 0 (categories). Actions
+Observations become Box uint8 [H, W, C] (image), Box float32 of rank 0 to 2
+(vector) or Discrete and MultiDiscrete int32 starting at 0 (categories). Actions
 become Box float32 in [-1, 1], Discrete or MultiDiscrete. Nested Dict spaces
 become flat, with keys joined by '/'.
 """
@@ -15,18 +15,18 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 from dreamer_tpu.errors import UserError
 
-RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec', 'stepid')
+RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec')
 LOG = 'log/'
-MAX_CLASSES = 1024  # of an integer Box taken as categories
+MAX_CLASSES = 1024  # Per element of an integer Box action.
 
 Convert = Callable[[Any], Any]
 
 
 def flatten(space: gymnasium.Space, key: str) -> dict[str, gymnasium.Space]:
-  """The leaves of a space by name; a space that is no Dict is named `key`.
+  """Returns the leaves of a space by name; `key` names a space without parts.
 
   Raises:
-    UserError: two leaves have the same name, or there is no leaf.
+    UserError: Two leaves share a name, or there is no leaf.
   """
   if not isinstance(space, Dict):
     return {key: space}
@@ -43,7 +43,7 @@ def flatten(space: gymnasium.Space, key: str) -> dict[str, gymnasium.Space]:
 
 
 def flatten_value(space: gymnasium.Space, value: Any, key: str) -> dict:
-  """The parts of a value of `space`, named as `flatten` names the spaces."""
+  """Returns the parts of a value of `space`, by the names of `flatten`."""
   if not isinstance(space, Dict):
     return {key: value}
   if not isinstance(value, Mapping) or set(value) != set(space.spaces):
@@ -57,45 +57,45 @@ def flatten_value(space: gymnasium.Space, value: Any, key: str) -> dict:
 
 
 def check_names(obs: Mapping[str, Any], act: Mapping[str, Any]) -> None:
-  """Refuses names that the program needs for itself.
+  """Checks that no key is reserved or both an observation and an action.
 
   Raises:
-    UserError: a key is reserved, or is both an observation and an action.
+    UserError: Names the key.
   """
   for kind, keys in (('observation', obs), ('action', act)):
     for key in keys:
       if key in RESERVED or key.startswith('latent/'):
         raise UserError(
-          f'{kind} key {key!r} is reserved (with {", ".join(RESERVED)} and '
-          'latent/...): rename it'
+          f'{kind} key {key!r} is reserved: rename it (reserved: '
+          f'{", ".join(RESERVED)} and latent/...)'
         )
       if kind == 'action' and key.startswith(LOG):
-        raise UserError(f'action key {key!r}: log/... is for observations')
+        raise UserError(f'action key {key!r}: log/... is only for observations')
       if kind == 'action' and key in obs:
         raise UserError(
           f'key {key!r} is in the observations and in the actions: rename one'
         )
   if all(key.startswith(LOG) for key in obs):
-    raise UserError('there is nothing to observe but log/... keys')
+    raise UserError('there is nothing to observe except log/... keys')
 
 
 def observation_key(space: gymnasium.Space) -> str:
-  """The name of an observation that is not a Dict."""
+  """Returns the name of an observation that is not a Dict."""
   return 'image' if is_image(space) else 'vector'
 
 
 def observation_leaf(
   name: str, space: gymnasium.Space
 ) -> tuple[gymnasium.Space, Convert]:
-  """The agent's form of one observation and the function that leads there.
+  """Returns the agent's space of one observation and the conversion to it.
 
-  The function raises ValueError, with the reason, for a value that does not
-  fit. Integer boxes are quantities and become float32; Discrete,
+  The conversion raises ValueError, with the reason, for a value outside of the
+  space. Integer boxes are quantities and become float32; Discrete,
   MultiDiscrete, MultiBinary and bool boxes are categories and become int32.
-  MultiDiscrete spaces with unequal sizes get the largest for all elements.
+  All elements of a MultiDiscrete get the largest number of categories.
 
   Raises:
-    UserError: a space that cannot be an observation.
+    UserError: The space is not supported.
   """
   if name.startswith(LOG):
     return _log_leaf(name, space)
@@ -120,15 +120,15 @@ def observation_leaf(
 def action_leaf(
   name: str, space: gymnasium.Space
 ) -> tuple[dict[str, gymnasium.Space], Convert]:
-  """The agent's form of one action and the function that leads back.
+  """Returns the agent's spaces of one action and the conversion from them.
 
-  The function takes the dict of agent actions and returns the value for the
-  environment. Elements with two finite bounds are mapped from [-1, 1] onto
-  them, others are clipped to whatever bound there is and passed through.
-  MultiDiscrete spaces with unequal sizes become one Discrete per element.
+  The conversion maps the dict of agent actions to the environment's action.
+  Elements with two finite bounds are scaled from [-1, 1]; others are clipped to
+  the bound they have. A MultiDiscrete with unequal sizes becomes one Discrete
+  per element.
 
   Raises:
-    UserError: a space that cannot be an action.
+    UserError: The space is not supported.
   """
   if isinstance(space, Discrete):
     low, kind = space.start, space.dtype.type
@@ -146,24 +146,24 @@ def action_leaf(
 
 
 def image_space(shape: tuple[int, ...]) -> gymnasium.Space:
-  """An image: uint8 of the shape [H, W, C]."""
+  """Returns the space of a uint8 image [H, W, C]."""
   kind: Any = np.uint8
   return Box(0, 255, shape, kind)
 
 
 def vector_space(shape: tuple[int, ...]) -> gymnasium.Space:
-  """Unbounded float32 of any shape."""
+  """Returns the space of unbounded float32 values."""
   return Box(-np.inf, np.inf, shape, np.float32)
 
 
 def discrete_space(n: int) -> gymnasium.Space:
-  """One of n categories, as int32."""
+  """Returns the space of one of n categories, as int32."""
   kind: Any = np.int32
   return Discrete(int(n), dtype=kind)
 
 
 def is_image(space: gymnasium.Space) -> bool:
-  """Whether a space is taken for an image: uint8 [H, W] or [H, W, C]."""
+  """Returns whether a space is an image: uint8 [H, W] or [H, W, C]."""
   shape = space.shape or ()
   return (
     isinstance(space, Box) and space.dtype == np.uint8 and len(shape) in (2, 3)
@@ -174,7 +174,7 @@ def _refuse(what: str, name: str, space: gymnasium.Space) -> UserError:
   kinds = 'Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these'
   return UserError(
     f'{what} {name!r} is a {type(space).__name__} space of dtype '
-    f'{space.dtype}, which the agent cannot take: use {kinds}'
+    f'{space.dtype}, which is not supported: use {kinds}'
   )
 
 

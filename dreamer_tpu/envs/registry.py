@@ -1,11 +1,11 @@
-"""Finds the environment that a task names, and makes many of it.
+"""Registry of suites: finds a task's environment and makes N of it.
 
-A task is SUITE_NAME. A suite is a module of this folder, imported when it is
-asked for, or a function added with `register`:
+A task is named SUITE_NAME. A suite is a module of the folder `suites`,
+imported on demand, or a function added with `register`:
 
   import dreamer_tpu.envs
 
-  def make(name, config):  # Task 'mine_NAME'; config is config.env.mine.
+  def make(name, config):  # For task 'mine_NAME'; config is config.env.mine.
     return MyGymnasiumEnv(level=name)
 
   dreamer_tpu.envs.register('mine', make)
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
+from gymnasium.vector import SyncVectorEnv
 
 from dreamer_tpu.envs import vector, workers, wrappers
 from dreamer_tpu.errors import UserError, nearest
@@ -29,14 +30,14 @@ MakeEnv = Callable[[str, Any], gymnasium.Env]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-  """How to make the environments of a suite.
+  """Functions that make the environments of a suite.
 
   Attributes:
-    make: makes one environment from the task's name and the suite's config.
-    make_vector: makes N of them as one Gymnasium vector environment with
-      normalised spaces, in place of `make`.
-    names: the valid names, to check the task's name by; None accepts all.
-    cheap: whether a step takes less time than handing it to a process.
+    make: Makes one environment from NAME and the suite's config.
+    make_vector: Replaces `make`: makes N environments as one Gymnasium vector
+      environment with the spaces of `conversion.py`.
+    names: Returns the valid names; None accepts any.
+    cheap: Returns whether a step takes less time than handing it to a process.
   """
 
   make: Any = None  # MakeEnv, or None with make_vector.
@@ -49,20 +50,20 @@ _registered: dict[str, Suite] = {}
 
 
 def register(suite: str, make: MakeEnv, *, cheap: bool = False) -> None:
-  """Adds a suite of one's own; its tasks are named SUITE_NAME.
+  """Adds a suite; its tasks are named SUITE_NAME.
 
   Args:
-    suite: the part of the task before the first underscore.
-    make: called with NAME and config.env.SUITE (None if there is none),
-      returns a `gymnasium.Env`. It is sent to worker processes by cloudpickle.
-    cheap: steps all environments in this process, which is faster than worker
-      processes if a step takes less than about 0.1 ms.
+    suite: Part of the task before the first underscore.
+    make: Function of NAME and config.env.SUITE (None if missing) that returns
+      a `gymnasium.Env`. cloudpickle sends it to worker processes.
+    cheap: Steps all environments in this process. Faster than worker processes
+      if a step takes less than about 0.1 ms.
 
   Raises:
-    UserError: the name holds an underscore.
+    UserError: The name is empty or contains an underscore.
   """
   if not suite or '_' in suite:
-    raise UserError(f'suite {suite!r}: a name without underscores is needed')
+    raise UserError(f'suite {suite!r}: use a name without underscores')
   _registered[suite] = Suite(make=make, cheap=lambda name, config: cheap)
 
 
@@ -73,49 +74,43 @@ def make_vector(
 
   Args:
     task: SUITE_NAME, such as 'atari_pong' or 'gym_CartPole-v1'.
-    num_envs: how many.
-    seed: of all their randomness; see `vector.seeds`.
-    env_config: the group `env` of the configuration.
+    num_envs: Number of environments.
+    seed: Seed of all their randomness; see `vector.seeds`.
+    env_config: Group `env` of the configuration.
 
   Raises:
-    UserError: an unknown task, a missing package, an unusable space or option.
+    UserError: The task is unknown, a package is missing, or the agent cannot
+      take a space.
   """
   if num_envs < 1:
     raise UserError(f'{num_envs} environments: at least one is needed')
   suite, name, config = _find(task, env_config)
-  if suite.make_vector is not None:
-    env = _readable(task, suite.make_vector, name, num_envs, config)
-  else:
-    make = functools.partial(_make_one, suite.make, task, name, config)
-    cheap = env_config.stepping == 'serial' or (
-      env_config.stepping == 'auto' and suite.cheap(name, config)
-    )
-    start = vector.serial if cheap else workers.start
-    env = _readable(task, start, [make] * num_envs)
-  repeat = getattr(config, 'repeat', 1)
-  return vector.GymVector(env, task, seed, repeat)
+  serial = env_config.stepping == 'serial' or (
+    env_config.stepping == 'auto' and suite.cheap(name, config)
+  )
+  env = _start(suite, task, name, config, num_envs, serial)
+  return vector.GymVector(env, task, seed, getattr(config, 'repeat', 1))
 
 
 def spaces(
   task: str, env_config: Any
 ) -> tuple[dict[str, gymnasium.Space], dict[str, gymnasium.Space]]:
-  """Observation and action spaces of a task, from an instance closed at once.
+  """Returns observation and action spaces of a task.
+
+  Makes one environment and closes it.
 
   Raises:
-    UserError: as `make_vector`.
+    UserError: As `make_vector`.
   """
   suite, name, config = _find(task, env_config)
-  if suite.make_vector is not None:
-    env = _readable(task, suite.make_vector, name, 1, config)
-  else:
-    make = functools.partial(_make_one, suite.make, task, name, config)
-    env = _readable(task, vector.serial, [make])
-  env = vector.GymVector(env, task, seed=0)
-  env.close()
-  return env.obs_space, env.act_space
+  env = _start(suite, task, name, config, num_envs=1, serial=True)
+  result = vector.GymVector(env, task, seed=0)
+  result.close()
+  return result.obs_space, result.act_space
 
 
 def _find(task: str, env_config: Any) -> tuple[Suite, str, Any]:
+  """Returns the suite of a task, the rest of its name and its config."""
   prefix, _, name = task.partition('_')
   if prefix in _registered:
     suite = _registered[prefix]
@@ -132,7 +127,7 @@ def _find(task: str, env_config: Any) -> tuple[Suite, str, Any]:
     raise UserError(f'task {task!r}: write it as SUITE_NAME')
   config = getattr(env_config, prefix, None)
   if suite.names is not None:
-    names = sorted(_readable(task, suite.names, name, config))
+    names = sorted(_as_user_error(task, suite.names, name, config))
     if name not in names:
       near = nearest(name, names)
       raise UserError(
@@ -142,18 +137,33 @@ def _find(task: str, env_config: Any) -> tuple[Suite, str, Any]:
   return suite, name, config
 
 
-def _make_one(make: MakeEnv, task: str, name: str, config: Any):
+def _start(
+  suite: Suite, task: str, name: str, config: Any, num_envs: int, serial: bool
+) -> Any:
+  """Makes the Gymnasium vector environment of a task."""
+  if suite.make_vector is not None:
+    return _as_user_error(task, suite.make_vector, name, num_envs, config)
+  makers = [
+    functools.partial(_make_one, suite.make, task, name, config, index)
+    for index in range(num_envs)
+  ]
+  if serial:
+    return _as_user_error(task, SyncVectorEnv, makers)
+  return _as_user_error(task, workers.start, makers, task)
+
+
+def _make_one(make: MakeEnv, task: str, name: str, config: Any, index: int):
   env = make(name, config)
   if not isinstance(env, gymnasium.Env):
     raise UserError(
       f'task {task}: {type(env).__module__}.{type(env).__name__} is not a '
       'gymnasium.Env'
     )
-  return wrappers.wrap(env, task)
+  return wrappers.wrap(env, task, index)
 
 
-def _readable(task: str, function: Callable, *args: Any) -> Any:
-  """Calls a function and turns the usual failures into one line."""
+def _as_user_error(task: str, function: Callable, *args: Any) -> Any:
+  """Calls a function; missing packages become a UserError."""
   try:
     return function(*args)
   except ModuleNotFoundError as error:

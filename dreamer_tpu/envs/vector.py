@@ -1,18 +1,17 @@
-"""Stepping many environments: the one place where episodes get their shape.
+"""Vector stepping, with the episode flags that the agent learns from.
 
-Gymnasium tells `terminated` and `truncated`; the agent learns from `is_first`,
-`is_last` and `is_terminal`. The autoreset is Gymnasium's NEXT_STEP: the step
-after the last of an episode ignores its action and returns the first
-observation of the next, with reward 0.
+Gymnasium returns `terminated` and `truncated`; the agent uses `is_first`,
+`is_last` and `is_terminal`. Autoreset is Gymnasium's NEXT_STEP: the step after
+the last one of an episode ignores its action and returns the first observation
+of the next episode, with reward 0.
 """
 
 import atexit
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from dreamer_tpu.envs import workers
 from dreamer_tpu.envs.conversion import LOG
@@ -22,14 +21,14 @@ Obs = dict[str, np.ndarray]
 
 
 class VectorEnv(Protocol):
-  """A number of environments that step together.
+  """N environments that step together.
 
   Attributes:
-    num_envs: how many, N.
-    obs_space: the space of each observation key, of one environment. Holds
-      neither the keys that every step has (`reward`, `is_*`) nor `log/...`.
-    act_space: the space of each action key, of one environment.
-    repeat: environment frames per step.
+    num_envs: Number N of environments.
+    obs_space: Space of each observation key of one environment, without the
+      keys of every step (`reward`, `is_*`) and without `log/...`.
+    act_space: Space of each action key of one environment.
+    repeat: Environment frames per step.
   """
 
   num_envs: int
@@ -38,20 +37,20 @@ class VectorEnv(Protocol):
   repeat: int
 
   def reset(self) -> Obs:
-    """Starts all episodes anew; arrays as in `step`."""
+    """Starts new episodes; returns arrays as `step` does."""
     ...
 
   def step(self, actions: dict[str, np.ndarray]) -> Obs:
     """Steps all environments.
 
     Args:
-      actions: for each action key an array [N, ...].
+      actions: Array [N, ...] for each action key.
 
     Returns:
-      For each observation key an array [N, ...]; `reward` float32 [N];
+      An array [N, ...] for each observation key; `reward` float32 [N];
       `is_first`, `is_last`, `is_terminal` bool [N]; `log/NAME` float32 [N], NaN
       where an environment did not report it, or uint8 [N, H, W, C]. The arrays
-      are the caller's: nothing writes to them later.
+      are not reused by later steps.
     """
     ...
 
@@ -61,71 +60,65 @@ class VectorEnv(Protocol):
 
 
 def seeds(seed: int, num_envs: int) -> list[int]:
-  """Seeds of the environments: the words of SeedSequence(seed), 31 bits each.
+  """Returns the 31-bit seeds of the environments, words of SeedSequence(seed).
 
-  The seed of environment i does not depend on how many environments there
-  are, so different roles (training, evaluation, other hosts, a resumed run)
-  need different seeds to see different episodes.
+  The seed of environment i does not depend on the number of environments.
+  Training, evaluation, other hosts and resumed runs thus need different seeds
+  to see different episodes.
   """
   words = np.random.SeedSequence(seed).generate_state(num_envs)
   return [int(word >> 1) for word in words]
 
 
-def serial(makers: list[Callable[[], gymnasium.Env]]) -> SyncVectorEnv:
-  """Environments that step one after another in this process."""
-  return SyncVectorEnv(makers)
-
-
 class GymVector:
-  """A Gymnasium vector environment of normalised environments, as VectorEnv."""
+  """Adapts a Gymnasium vector environment to the VectorEnv protocol.
 
-  def __init__(
-    self,
-    env: Any,
-    task: str,
-    seed: int,
-    repeat: int = 1,
-  ):
-    """Takes over `env`, whose spaces are Dicts as `wrappers.wrap` makes them.
+  Args:
+    env: A gymnasium.vector.VectorEnv with NEXT_STEP autoreset, whose spaces are
+      Dicts as `wrappers.wrap` makes them. Closed with this object.
+    task: Name of the task, for messages.
+    seed: Seed of the first episodes; see `seeds`.
+    repeat: Environment frames per step.
+  """
 
-    Args:
-      env: a gymnasium.vector.VectorEnv with NEXT_STEP autoreset.
-      task: its name, for messages.
-      seed: of the first episodes; see `seeds`.
-      repeat: environment frames per step.
-    """
+  def __init__(self, env: Any, task: str, seed: int, repeat: int = 1):
     if env.metadata['autoreset_mode'] != AutoresetMode.NEXT_STEP:
-      raise ValueError(f'task {task}: autoreset has to be NEXT_STEP')
+      raise ValueError(f'task {task}: autoreset must be NEXT_STEP')
     self.num_envs = env.num_envs
     self.repeat = repeat
-    obs_space = dict(env.single_observation_space.spaces.items())
     self.obs_space = {
-      k: v for k, v in obs_space.items() if not k.startswith(LOG)
+      key: space
+      for key, space in env.single_observation_space.spaces.items()
+      if not key.startswith(LOG)
     }
     self.act_space = dict(env.single_action_space.spaces.items())
     self._env = env
     self._task = task
     self._seeds: list[int] | None = seeds(seed, env.num_envs)
+    self._steps = 0
     self._last = np.zeros(env.num_envs, bool)
-    self._reported: set[str] = set()
+    self._log_keys: set[str] = set()
     self._closed = False
-    # Workers ignore SIGTERM, so multiprocessing would wait for them for ever.
+    # Workers ignore SIGTERM, so multiprocessing would wait for them forever.
     atexit.register(self.close)
 
   def reset(self) -> Obs:
-    obs, info = self._guard(self._env.reset, seed=self._seeds)
-    self._seeds = None  # A second reset goes on with the same generators.
+    """Starts new episodes; the first reset sets the seeds."""
+    obs, info = self._call('reset', seed=self._seeds)
+    self._seeds = None
     none = np.zeros(self.num_envs, bool)
     return self._result(obs, info, none, ~none, none, none)
 
   def step(self, actions: dict[str, np.ndarray]) -> Obs:
+    """Steps all environments."""
+    self._steps += 1
     actions = {k: self._action(k, actions) for k in self.act_space}
-    results = self._guard(self._env.step, actions)
-    obs, reward, terminated, truncated, info = results
+    obs, reward, terminated, truncated, info = self._call('step', actions)
     first, last = self._last, terminated | truncated
     return self._result(obs, info, reward, first, last, terminated)
 
   def close(self) -> None:
+    """Ends the environments and their processes."""
     if self._closed:
       return
     self._closed = True
@@ -138,31 +131,31 @@ class GymVector:
   def _action(self, key: str, actions: dict[str, np.ndarray]) -> np.ndarray:
     space = self.act_space[key]
     value = np.asarray(actions[key], space.dtype)
-    if value.shape != (self.num_envs, *space.shape):
+    expected = (self.num_envs, *space.shape)
+    if value.shape != expected:
       raise ValueError(
-        f'action {key!r} has shape {value.shape}, expected '
-        f'{(self.num_envs, *space.shape)}'
+        f'action {key!r} has shape {value.shape}, expected {expected}'
       )
     if value.dtype.kind == 'f' and not np.isfinite(value).all():
       raise ValueError(f'action {key!r} is not finite')
     return value
 
-  def _guard(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Calls the environments; closes them on failure and says which failed."""
+  def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls the environments; on failure closes them and raises one line."""
     try:
-      return function(*args, **kwargs)
-    except UserError:
-      self.close()
-      raise
+      return getattr(self._env, method)(*args, **kwargs)
     except Exception as error:
-      text = f'task {self._task}: {type(error).__name__}: {error}'
-      if isinstance(self._env, AsyncVectorEnv):
-        text = f'task {self._task}: {error}'
-        if isinstance(error, (EOFError, OSError)):
-          died = workers.dead(self._env) or 'a worker'
-          text = f'task {self._task}: {died} died: out of memory, or a crash'
+      text = str(error)
+      pipes = isinstance(self._env, AsyncVectorEnv)
+      if pipes and isinstance(error, (EOFError, OSError)):
+        died = workers.dead(self._env) or 'a worker'
+        text = f'{died} died: out of memory, or a crash'
+      elif not isinstance(error, (UserError, RuntimeError)):
+        text = f'{type(error).__name__}: {text}'
       self.close()
-      raise RuntimeError(text) from error
+      kind = UserError if isinstance(error, UserError) else RuntimeError
+      where = method if method == 'reset' else f'step {self._steps:,}'
+      raise kind(f'task {self._task}, {where}: {text}') from error
 
   def _result(
     self,
@@ -176,18 +169,18 @@ class GymVector:
     self._last = last.copy()
     return {
       **obs,
-      **self._logged(info),
+      **self._logs(info),
       'reward': np.asarray(reward, np.float32),
       'is_first': first.copy(),
       'is_last': last.copy(),
       'is_terminal': terminal.copy(),
     }
 
-  def _logged(self, info: dict[str, Any]) -> Obs:
-    """Log scalars from the infos; a key once seen is in every later step."""
-    self._reported.update(k for k in info if k.startswith(LOG))
+  def _logs(self, info: dict[str, Any]) -> Obs:
+    """Returns the log scalars of the infos; once seen, a key is always there."""
+    self._log_keys.update(k for k in info if k.startswith(LOG))
     result = {}
-    for key in self._reported:
+    for key in self._log_keys:
       values = np.full(self.num_envs, np.nan, np.float32)
       if key in info:
         given = info[f'_{key}']

@@ -1,45 +1,53 @@
-"""Worker processes: one environment each, observations in shared memory.
+"""Worker processes: Gymnasium's AsyncVectorEnv with prepared processes.
 
-Workers are started with `spawn`, never by forking: JAX runs threads in the
-parent. They ignore SIGINT and SIGTERM, which reach the whole process group on
-Ctrl-C and preemption, because the parent still has to save; they end when the
-parent closes their pipe or dies.
+Workers are spawned, not forked, because JAX runs threads in the parent. Ctrl-C
+and preemption signal the whole process group; workers ignore both signals so
+that the parent can still save. They exit when the parent closes their pipe or
+dies.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv
-from gymnasium.vector.utils import write_to_shared_memory
 
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.envs import wrappers
 
-THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+MakeEnv = Callable[[], gymnasium.Env]
+
+_THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
-def start(
-  makers: list[Callable[[], gymnasium.Env]],
-) -> AsyncVectorEnv:
-  """One worker process per maker; makers are picklable by cloudpickle."""
+def start(makers: list[MakeEnv], task: str) -> AsyncVectorEnv:
+  """Starts one process per maker; cloudpickle must be able to pickle these."""
+  parent = os.getpid()
+  makers = [
+    functools.partial(_make, make, task, index, parent)
+    for index, make in enumerate(makers)
+  ]
   try:
-    with _light_start():
-      return AsyncVectorEnv(
-        makers, shared_memory=True, context='spawn', worker=work
-      )
+    with _light_children():
+      return AsyncVectorEnv(makers, shared_memory=True, context='spawn')
   except (EOFError, ConnectionError) as error:
-    raise RuntimeError('a worker process died while starting') from error
+    raise RuntimeError(
+      f'task {task}: a worker process died while starting'
+    ) from error
 
 
 def stop(env: AsyncVectorEnv, timeout: float = 5.0) -> None:
-  """Ends the workers: a closed pipe lets them finish, then they are killed."""
+  """Ends the workers by closing their pipes; kills them after `timeout` seconds.
+
+  Unlike `AsyncVectorEnv.close_extras`, which waits without limit for workers
+  that hang and raises if one has died.
+  """
   env.closed = True
   for pipe in env.parent_pipes:
     if pipe is not None:
@@ -54,113 +62,67 @@ def stop(env: AsyncVectorEnv, timeout: float = 5.0) -> None:
 
 
 def dead(env: AsyncVectorEnv) -> str:
-  """Names the workers that ended by themselves, or '' if there are none."""
-  time.sleep(0.1)  # A killed process takes a moment to be seen as ended.
-  ended = [
+  """Returns the names of the workers that have ended, or '' if there are none."""
+  time.sleep(0.1)  # The exit code of a killed process takes a moment.
+  return ', '.join(
     f'environment {i} (exit code {process.exitcode})'
     for i, process in enumerate(env.processes)
     if process.exitcode is not None
-  ]
-  return ', '.join(ended)
+  )
 
 
-def work(
-  index: int,
-  make: Callable[[], gymnasium.Env],
-  pipe: Any,
-  parent_pipe: Any,
-  buffers: Any,
-  errors: Any,
-  *others: Any,
-) -> None:
-  """The main function of a worker, in the protocol of AsyncVectorEnv."""
-  del others  # Autoreset is always in the next step, concurrency unlimited.
+def _make(make: MakeEnv, task: str, index: int, parent: int) -> gymnasium.Env:
+  """Makes an environment; in a worker, prepares the process first."""
+  if os.getpid() == parent:
+    return make()  # AsyncVectorEnv reads the spaces of the first environment.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  parent_pipe.close()
-  _leave_accelerators_alone()
-  env = None
-  with contextlib.suppress(EOFError, ConnectionError):
-    try:
-      env = make()
-      answer = _answers(env, index, buffers)
-    except Exception as error:
-      pipe.recv()  # The parent waits for an answer, not for a report.
-      _report(index, error, pipe, errors)
-      return
-    _serve(index, answer, pipe, errors)
-  if env is not None:
-    env.close()
-
-
-def _serve(index: int, answer: Callable, pipe: Any, errors: Any) -> None:
-  while True:
-    command, data = pipe.recv()
-    if command == 'close':
-      pipe.send((None, True))
-      return
-    try:
-      result = answer(command, data)
-    except Exception as error:
-      _report(index, error, pipe, errors)
-      return
-    pipe.send((result, True))
-
-
-def _answers(env: gymnasium.Env, index: int, buffers: Any) -> Callable:
-  last = False
-
-  def answer(command: str, data: Any) -> Any:
-    nonlocal last
-    if command == '_check_spaces':
-      _, obs_space, act_space = data
-      return obs_space == env.observation_space, act_space == env.action_space
-    if command not in ('reset', 'step'):
-      raise RuntimeError(f'unknown command {command!r}')
-    reward: Any = 0.0
-    terminated, truncated = False, False
-    if command == 'reset':
-      obs, info = env.reset(**data)
-    elif last:
-      obs, info = env.reset()
-    else:
-      obs, reward, terminated, truncated, info = env.step(data)
-    last = terminated or truncated
-    write_to_shared_memory(env.observation_space, index, obs, buffers)
-    if command == 'reset':
-      return None, info
-    return None, reward, terminated, truncated, info
-
-  return answer
-
-
-def _report(index: int, error: Exception, pipe: Any, errors: Any) -> None:
-  """Hands an error to the parent, which raises it: text, not objects."""
-  if isinstance(error, UserError):
-    errors.put((index, UserError, str(error), ''))
-  else:
-    trace = traceback.format_exc()
-    text = f'{trace}\nenvironment {index}: {type(error).__name__}: {error}'
-    errors.put((index, RuntimeError, text[-8000:], ''))
-  pipe.send((None, False))
-
-
-def _leave_accelerators_alone() -> None:
-  """An environment written in JAX must not take the parent's TPU."""
+  # An environment written in JAX must not take the parent's accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   if 'jax' in sys.modules:
     sys.modules['jax'].config.update('jax_platforms', 'cpu')
+  try:
+    env = make()
+  except Exception as error:
+    env = gymnasium.Env()
+    reported = wrappers.located(error, index, f'task {task}: ')
+    env.observation_space = env.action_space = _Failed(reported)
+  return _Worker(env)
+
+
+class _Failed(gymnasium.spaces.Dict):
+  """Space of an environment that could not be made; comparing it raises why.
+
+  AsyncVectorEnv reports errors of its workers from the comparison of spaces
+  on, but not those of makers.
+  """
+
+  def __init__(self, error: Exception):
+    super().__init__()
+    self._error = error
+
+  def __eq__(self, other: Any) -> bool:
+    raise self._error
+
+
+class _Worker(gymnasium.Wrapper):
+  """Exits without a traceback if the parent has closed the pipe or died."""
+
+  def close(self):
+    super().close()
+    if isinstance(sys.exc_info()[1], ConnectionError):
+      sys.exit()
 
 
 @contextlib.contextmanager
-def _light_start() -> Iterator[None]:
-  """Keeps what a child begins with small.
+def _light_children() -> Iterator[None]:
+  """Makes processes started within it small.
 
-  Children do not import the main script (and with it JAX), and use one thread
-  for linear algebra, since there is one process per environment.
+  They do not import the main script (and with it JAX), and use one thread for
+  linear algebra, which NumPy reads while it is imported.
   """
   main = sys.modules['__main__']
-  added = [name for name in THREADS if name not in os.environ]
+  added = [name for name in _THREADS if name not in os.environ]
   os.environ.update(dict.fromkeys(added, '1'))
   sys.modules['__main__'] = types.ModuleType('__main__')
   try:

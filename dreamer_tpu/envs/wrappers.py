@@ -1,9 +1,11 @@
-"""The wrapper chain: every environment of every suite goes through it.
+"""Wrapper chain of every environment of every suite.
 
-`wrap` gives an environment whose observations and actions are flat dicts of
-the spaces in `conversion.py`, and that checks each value it is handed.
+`wrap` returns an environment with the spaces of `conversion.py`, which checks
+every value that it returns.
 """
 
+import os
+import traceback
 from typing import Any
 
 import gymnasium
@@ -14,31 +16,51 @@ from dreamer_tpu.envs import conversion
 from dreamer_tpu.errors import UserError
 
 
-def wrap(env: gymnasium.Env, task: str) -> 'DictObservation':
-  """The environment with normalised, flat and checked spaces.
+def wrap(env: gymnasium.Env, task: str, index: int = 0) -> gymnasium.Wrapper:
+  """Returns the environment with flat Dict spaces of the agent's kinds.
 
   Args:
-    env: any Gymnasium environment.
-    task: its name, for messages.
+    env: Any Gymnasium environment.
+    task: Name of the task, for messages.
+    index: Number of the environment, for messages.
 
   Returns:
-    An environment with Dict observation and action spaces of the agent's
-    kinds (see `conversion.py`), float32 rewards and no infos but log/... scalars.
+    An environment with the observation and action spaces of `conversion.py`,
+    float rewards, and only log/... scalars in its infos. Its errors are
+    one-line RuntimeErrors or UserErrors.
 
   Raises:
-    UserError: a space that the agent cannot take.
+    UserError: The agent cannot take a space.
   """
   try:
     acting = DictAction(env)
-    wrapped = DictObservation(acting, task)
+    wrapped = DictObservation(acting, index)
     conversion.check_names(wrapped.spaces, acting.spaces)
   except UserError as error:
     raise UserError(f'task {task}: {error}') from error
   return wrapped
 
 
+def located(error: Exception, index: int, prefix: str = '') -> Exception:
+  """Returns the error as one line that names the environment and the code.
+
+  Args:
+    error: The exception as caught.
+    index: Number of the environment.
+    prefix: First words of the line.
+  """
+  text = ' '.join(str(error).split())
+  if isinstance(error, UserError):
+    return UserError(f'{prefix}environment {index}: {text}')
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  return RuntimeError(
+    f'{prefix}environment {index} ({os.path.basename(frame.filename)}:'
+    f'{frame.lineno}): {type(error).__name__}: {text}'
+  )
+
+
 class DictAction(gymnasium.ActionWrapper):
-  """Takes a flat dict of normalised actions and acts with the original."""
+  """Maps a flat dict of the agent's actions to the environment's action."""
 
   def __init__(self, env: gymnasium.Env):
     super().__init__(env)
@@ -51,6 +73,7 @@ class DictAction(gymnasium.ActionWrapper):
     self.action_space = Dict(self.spaces)
 
   def action(self, action: dict[str, np.ndarray]) -> Any:
+    """Returns the environment's action."""
     return self._build(self.env.action_space, action, 'action')
 
   def _build(self, space: gymnasium.Space, action: dict, path: str) -> Any:
@@ -64,11 +87,11 @@ class DictAction(gymnasium.ActionWrapper):
 
 
 class DictObservation(gymnasium.Wrapper):
-  """Returns a flat dict of normalised observations, each of them checked."""
+  """Returns flat dicts of the agent's observations; checks every value."""
 
-  def __init__(self, env: gymnasium.Env, task: str):
+  def __init__(self, env: gymnasium.Env, index: int):
     super().__init__(env)
-    self._task = task
+    self._index = index
     self._given = env.observation_space
     self._key = conversion.observation_key(self._given)
     self._convert = {}
@@ -79,16 +102,24 @@ class DictObservation(gymnasium.Wrapper):
     self.observation_space = Dict(self.spaces)
 
   def reset(self, *, seed=None, options=None):
-    obs, info = self.env.reset(seed=seed, options=options)
-    return self._observation(obs), self._logged(info)
+    """Resets the environment."""
+    try:
+      obs, info = self.env.reset(seed=seed, options=options)
+      return self._observation(obs), self._logs(info)
+    except Exception as error:
+      raise located(error, self._index) from error
 
   def step(self, action):
-    obs, reward, terminated, truncated, info = self.env.step(action)
-    reward = float(reward)
-    if not np.isfinite(reward):
-      raise UserError(f'task {self._task}: the reward is {reward}')
-    obs = self._observation(obs)
-    return obs, reward, bool(terminated), bool(truncated), self._logged(info)
+    """Steps the environment."""
+    try:
+      obs, reward, terminated, truncated, info = self.env.step(action)
+      reward = float(reward)
+      if not np.isfinite(reward):
+        raise UserError(f'the reward is {reward}')
+      obs = self._observation(obs)
+      return obs, reward, bool(terminated), bool(truncated), self._logs(info)
+    except Exception as error:
+      raise located(error, self._index) from error
 
   def _observation(self, value: Any) -> dict[str, np.ndarray]:
     name = ''
@@ -100,9 +131,9 @@ class DictObservation(gymnasium.Wrapper):
       return result
     except (ValueError, TypeError) as error:
       which = f'observation {name!r}' if name else 'the observation'
-      raise UserError(f'task {self._task}: {which} {error}') from error
+      raise UserError(f'{which} {error}') from error
 
-  def _logged(self, info: dict[str, Any]) -> dict[str, float]:
+  def _logs(self, info: dict[str, Any]) -> dict[str, float]:
     return {
       name: float(value)
       for name, value in info.items()
@@ -113,7 +144,7 @@ class DictObservation(gymnasium.Wrapper):
 
 
 class ResizeImages(gymnasium.ObservationWrapper):
-  """Resizes uint8 images, whether they stand alone or in a Dict."""
+  """Resizes uint8 images, alone or in a Dict."""
 
   def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
     super().__init__(env)
@@ -122,6 +153,7 @@ class ResizeImages(gymnasium.ObservationWrapper):
     self.observation_space = self._space(self._given)
 
   def observation(self, observation: Any) -> Any:
+    """Returns the observation with resized images."""
     return self._resize(self._given, observation)
 
   def _space(self, space: gymnasium.Space) -> gymnasium.Space:

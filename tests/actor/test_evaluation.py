@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from dreamer_tpu.actor.evaluation import evaluate, summarize
 from dreamer_tpu.envs import vector, wrappers
@@ -38,7 +39,7 @@ class ShortOrLong(gymnasium.Env):
 
 def make(num_envs, seed=0, lengths=LENGTHS):
   makers = [lambda: wrappers.wrap(ShortOrLong(lengths), 'x')] * num_envs
-  return vector.GymVector(vector.serial(makers), 'lengths', seed)
+  return vector.GymVector(SyncVectorEnv(makers), 'lengths', seed)
 
 
 def zeros(obs):

@@ -203,7 +203,7 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('dtype.compute=float16', ["'float16'", 'bfloat16']),
     ('metrics.outputs=log,json', ["'json'", "'jsonl'"]),
     ('env.stepping=threads', ["'threads'", 'auto, serial, workers']),
-    ('env.atari.actions=some', ["'some'", 'all, needed']),
+    ('env.atari.actions=some', ["'some'", 'all, minimal']),
     ('env.atari.pool=3', ['env.atari.pool', "'3'", '1, 2']),
     ('env.atari.size=90,96', ['(90, 96)', '(96, 96)', '16']),
     ('env.atari.size=32,32', ['(32, 32)', '(48, 48)']),

@@ -124,7 +124,7 @@ def test_atari_seeds():
 
 def test_atari_options():
   env_config = config(
-    atari__size=(64, 80), atari__gray=False, atari__actions='needed'
+    atari__size=(64, 80), atari__gray=False, atari__actions='minimal'
   )
   obs_space, act_space = dreamer_tpu.envs.spaces('atari_pong', env_config)
   assert obs_space['image'].shape == (64, 80, 3)

@@ -1,4 +1,4 @@
-"""Stepping: episodes, workers, seeds, failures, signals."""
+"""Vector stepping: episodes, workers, seeds, failures, signals."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import pytest
 
 import dreamer_tpu.envs
 from configs.base import base
-from dreamer_tpu.envs import vector
+from dreamer_tpu.envs import vector, workers
 from dreamer_tpu.errors import UserError
 from tests.helpers.sample_envs import Counter
 
@@ -53,7 +53,7 @@ def test_episodes(stepping, end):
   assert obs[0]['reward'].dtype == np.float32
   assert obs[0]['is_last'].dtype == bool
   assert set(env.obs_space) == {'count', 'acted', 'draw', 'pid'}
-  # Scalars of the infos: NaN where there was none; other infos stay away.
+  # Log scalars of infos are NaN where missing; other infos are dropped.
   half = np.array([o['log/half'][0] for o in obs[1:]])
   np.testing.assert_array_equal(half[:3], [0.5, np.nan, 1.5])
   assert 'other' not in obs[-1]
@@ -104,13 +104,11 @@ def test_exception_in_an_environment(stepping):
   env.step(act())
   with pytest.raises(RuntimeError) as info:
     env.step(act())
-  text = str(info.value)
-  assert text.startswith('task counter_raise2')
-  last = 'ZeroDivisionError: a bug in the environment'
-  assert text.splitlines()[-1].endswith(last)
-  if stepping == 'workers':
-    assert 'samples.py' in text
-    assert re.search('environment [01]: ZeroDivisionError', text)
+  assert re.fullmatch(
+    r'task counter_raise2, step 2: environment [01] \(sample_envs\.py:\d+\): '
+    'ZeroDivisionError: a bug in the environment',
+    str(info.value),
+  )
   assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
 
 
@@ -118,7 +116,8 @@ def test_a_worker_that_dies():
   env = make('exit2')
   env.reset()
   env.step(act())
-  with pytest.raises(RuntimeError, match=r'environment 0 \(exit code 3\)'):
+  message = r'^task counter_exit2, step 2: environment 0 \(exit code 3\).* died'
+  with pytest.raises(RuntimeError, match=message):
     env.step(act())
   env.close()
 
@@ -134,6 +133,23 @@ def test_a_worker_that_is_killed_while_idle():
 def test_broken_environment():
   with pytest.raises(LookupError, match='no such level'):
     make('broken')
+
+
+def test_broken_environment_in_workers_only():
+  message = (
+    r'^task counter_brokenworker: environment 1 \(sample_envs\.py:\d+\): '
+    'LookupError: no such level$'
+  )
+  with pytest.raises(RuntimeError, match=message):
+    make('brokenworker')
+
+
+def test_a_worker_that_hangs_is_killed():
+  env = make('hang1')
+  pids = {int(pid) for pid in env.reset()['pid']}
+  env._env.step_async(act())
+  workers.stop(env._env, timeout=0.1)
+  assert gone(pids, seconds=0)
 
 
 def test_a_worker_that_dies_while_starting():

@@ -1,8 +1,9 @@
-"""Small environments that misbehave, count or report, for the tests here."""
+"""Small environments that count, report or fail on request."""
 
 import multiprocessing
 import os
 import sys
+import time
 
 import gymnasium
 import numpy as np
@@ -10,11 +11,12 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 
 class Counter(gymnasium.Env):
-  """Observes its step count, the last action and its seed.
+  """Observes its step count, the last action, a random number and its process.
 
-  The level is a string of options: 'raise5' raises in step 5, 'exit5' ends the
-  process, 'end5' and 'limit5' end the episode, 'broken' fails on construction,
-  'dies' ends a worker process on construction.
+  The level is an event: 'raise5' raises in step 5, 'exit5' ends the process,
+  'end5' and 'limit5' end the episode, 'hang5' never returns. On construction
+  'broken' raises, 'brokenworker' raises in a worker process only, 'dies' ends a
+  worker process.
   """
 
   def __init__(self, level='', config=None):
@@ -29,7 +31,8 @@ class Counter(gymnasium.Env):
     self._when = int(level[len(self._event) :] or 0)
     if self._event == 'dies' and multiprocessing.parent_process():
       os._exit(4)
-    if self._event == 'broken':
+    in_worker = multiprocessing.parent_process() is not None
+    if self._event == 'broken' or (self._event == 'brokenworker' and in_worker):
       raise LookupError('no such level')
 
   def reset(self, *, seed=None, options=None):
@@ -44,6 +47,8 @@ class Counter(gymnasium.Env):
       raise ZeroDivisionError('a bug in the environment')
     if due and self._event == 'exit':
       os._exit(3)
+    if due and self._event == 'hang':
+      time.sleep(1000)
     info = {'log/half': self._count / 2} if self._count % 2 else {}
     info |= {'log/jax': float('jax' in sys.modules), 'other': object()}
     end, limit = due and self._event == 'end', due and self._event == 'limit'
@@ -59,7 +64,7 @@ class Counter(gymnasium.Env):
 
 
 class Spaces(gymnasium.Env):
-  """Has the spaces that it is given and returns `obs`; keeps the action."""
+  """Returns `obs` for the given spaces; keeps the last action."""
 
   def __init__(self, obs_space, act_space, obs=None):
     self.observation_space = obs_space

@@ -1,1 +1,1 @@
-"""One file per environment suite."""
+"""Suites of environments, one module each."""

@@ -1,8 +1,8 @@
-"""Atari games, stepped by the threads of ALE's own vector environment.
+"""Atari games, stepped by the threads of ALE's vector environment.
 
-Episodes last over all lives. A game that is over is terminal; the limit of
-`length` frames (108,000 are half an hour of play) ends an episode without
-being terminal. No-ops at the start do not count towards the limit.
+An episode spans all lives. Game over is terminal; the limit of `length` frames
+is not (108,000 frames are half an hour of play). No-ops at the start do not
+count towards the limit.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ from dreamer_tpu.envs import registry
 from dreamer_tpu.envs.conversion import discrete_space, image_space
 
 
-def make_vector(name: str, num_envs: int, config: Any) -> 'Images':
-  """`num_envs` games as one vector environment.
+def make_vector(name: str, num_envs: int, config: Any) -> 'AtariObservation':
+  """Makes N games as one vector environment.
 
   Args:
-    name: a ROM of ale_py, such as 'ms_pacman'.
-    num_envs: how many.
+    name: ROM of ale_py, such as 'ms_pacman'.
+    num_envs: Number N of games.
     config: size (height, width), repeat, sticky (probability that a frame
-      repeats the previous action), gray, actions ('all' 18 or those 'needed'),
-      noops (at most, at the start), pool (maximum over the last 1 or 2
-      frames), length (in frames, 0 for no limit).
+      repeats the previous action), gray, actions ('all' 18 or the game's
+      'minimal' set), noops (maximum at the start), pool (maximum over the last
+      1 or 2 frames), length (in frames, 0 for no limit).
   """
   from ale_py.vector_env import AtariVectorEnv
 
@@ -45,11 +45,11 @@ def make_vector(name: str, num_envs: int, config: Any) -> 'Images':
     reward_clipping=False,
     use_fire_reset=False,
   )
-  return Images(env)
+  return AtariObservation(env)
 
 
-class Images(gymnasium.vector.VectorWrapper):
-  """Dict spaces, images [H, W, C] in place of stacks, seeds as a list."""
+class AtariObservation(gymnasium.vector.VectorWrapper):
+  """Converts stacked frames to Dict observations with images [H, W, C]."""
 
   def __init__(self, env: Any):
     super().__init__(env)
@@ -61,19 +61,21 @@ class Images(gymnasium.vector.VectorWrapper):
     self._shape = (env.num_envs, *shape)
 
   def reset(self, *, seed=None, options=None):
+    """Resets all games; `seed` is a list of seeds."""
     if seed is not None:
       seed = np.asarray(seed, np.int32)
     obs, _ = self.env.reset(seed=seed, options=options)
     return {'image': obs.reshape(self._shape)}, {}
 
   def step(self, actions):
+    """Steps all games."""
     obs, reward, terminated, truncated, _ = self.env.step(actions['action'])
     obs = {'image': obs.reshape(self._shape)}
     return obs, reward, terminated, truncated, {}
 
 
 def names(name: str, config: Any) -> Iterable[str]:
-  """The ROMs that come with ale_py."""
+  """Returns the ROMs of ale_py."""
   del name, config
   from ale_py import roms
 

@@ -1,7 +1,7 @@
 """Crafter: open-world survival from images, with 22 achievements.
 
-Task 'crafter_reward' rewards achievements and health, 'crafter_noreward'
-nothing. Death is terminal, the limit of `length` steps is not.
+Task 'crafter_reward' rewards achievements and health; 'crafter_noreward' has
+no rewards. Death is terminal, the limit of `length` steps is not.
 """
 
 from collections.abc import Iterable
@@ -18,21 +18,19 @@ from dreamer_tpu.envs.conversion import image_space, vector_space
 class Crafter(gymnasium.Env):
   """Crafter as a Gymnasium environment.
 
-  `log/achievement_NAME` counts how often it was achieved in this episode.
+  `log/achievement_NAME` counts the times it was achieved in this episode.
+
+  Args:
+    name: 'reward' or 'noreward'.
+    config: size (height, width) of the image, length in steps.
   """
 
   def __init__(self, name: str, config: Any):
-    """Makes the world.
-
-    Args:
-      name: 'reward' or 'noreward'.
-      config: size (height, width) of the image, length in steps.
-    """
     import crafter
     from crafter import constants
 
     class Ordered(crafter.Env):
-      """Crafter keeps objects in sets, whose order differs between runs."""
+      """Sorts the objects, whose order as sets differs between runs."""
 
       def _balance_chunk(self, chunk, objs):
         super()._balance_chunk(chunk, sorted(objs, key=_position))
@@ -53,6 +51,7 @@ class Crafter(gymnasium.Env):
     self.action_space = Discrete(len(constants.actions))
 
   def reset(self, *, seed=None, options=None):
+    """Starts an episode; a seed starts a new sequence of worlds."""
     super().reset(seed=seed)
     if seed is not None:
       self._env = self._make(seed)
@@ -60,6 +59,7 @@ class Crafter(gymnasium.Env):
     return self._observation(image, {}), {}
 
   def step(self, action):
+    """Steps the world."""
     image, reward, done, info = self._env.step(action)
     terminated = done and info['discount'] == 0
     obs = self._observation(image, info['achievements'])
@@ -78,6 +78,7 @@ def _position(thing: Any) -> tuple[int, ...]:
 
 
 def names(name: str, config: Any) -> Iterable[str]:
+  """Returns the two tasks."""
   del name, config
   return ('reward', 'noreward')
 

@@ -1,6 +1,6 @@
-"""The DeepMind Control Suite, from proprioception, from pixels or from both.
+"""DeepMind Control Suite, with proprioception, pixels or both.
 
-A time limit is not terminal; a discount of 0 is.
+A discount of 0 is terminal, a time limit is not.
 """
 
 import os
@@ -17,27 +17,26 @@ from dreamer_tpu.errors import UserError
 
 GL = 'MUJOCO_GL'
 
-# Domains whose physics outweighs handing a step to another process.
+# Domains whose physics takes longer than handing a step to a process.
 HEAVY = ('dog', 'humanoid', 'humanoid_CMU', 'quadruped')
 
 
 class ControlSuite(gymnasium.Env):
-  """One task of the suite as a Gymnasium environment."""
+  """One task of the suite as a Gymnasium environment.
+
+  Args:
+    name: Domain and task, such as 'ball_in_cup_catch'.
+    config: repeat; image and proprio (observations); size (height, width) and
+      camera of the image (-1 selects camera 0, for quadruped 2).
+  """
 
   def __init__(self, name: str, config: Any):
-    """Loads the task.
-
-    Args:
-      name: domain and task, such as 'ball_in_cup_catch'.
-      config: repeat; image and proprio (what is observed); size (height,
-        width) and camera of the image (-1: 0, for quadruped 2).
-    """
     suite = _suite(config.image)
     self._domain, self._task = split(name)
     self._config = config
     camera = 2 if self._domain == 'quadruped' else 0
     self._camera = camera if config.camera < 0 else config.camera
-    # The model of lqr is drawn at random here: the same one for all seeds.
+    # lqr draws its model here: a fixed seed gives all environments one model.
     task_kwargs = {'random': 0}
     self._env = suite.load(self._domain, self._task, task_kwargs)
     action = self._env.action_spec()
@@ -55,12 +54,14 @@ class ControlSuite(gymnasium.Env):
     self.observation_space = Dict(observed)
 
   def reset(self, *, seed=None, options=None):
+    """Starts an episode."""
     super().reset(seed=seed)
     if seed is not None:
       self._env.task.random.seed(seed)
     return self._observation(self._env.reset()), {}
 
   def step(self, action):
+    """Steps the physics `repeat` times."""
     reward = 0.0
     for _ in range(self._config.repeat):
       timestep = self._env.step(action)
@@ -72,6 +73,7 @@ class ControlSuite(gymnasium.Env):
     return self._observation(timestep), reward, terminated, truncated, {}
 
   def close(self):
+    """Frees the physics and its renderer."""
     self._env.close()
 
   def _observation(self, timestep: Any) -> dict[str, np.ndarray]:
@@ -84,7 +86,7 @@ class ControlSuite(gymnasium.Env):
 
 
 def _suite(render: bool) -> Any:
-  """Imports dm_control, which chooses its renderer while being imported."""
+  """Imports dm_control, which selects its renderer on import."""
   chosen = os.environ.get(GL)
   os.environ.setdefault(GL, 'egl' if render else 'disable')
   try:
@@ -100,25 +102,25 @@ def _suite(render: bool) -> Any:
     ) from error
   finally:
     if chosen is None and not render:
-      del os.environ[GL]  # Not for workers and others that do render.
+      del os.environ[GL]  # Workers that render inherit the environment.
   return suite
 
 
 def split(name: str) -> tuple[str, str]:
-  """The domain and the task of a name; both may hold underscores."""
+  """Splits a name into domain and task; both may contain underscores."""
   from dm_control import suite
 
   return next(pair for pair in suite.ALL_TASKS if '_'.join(pair) == name)
 
 
 def names(name: str, config: Any) -> Iterable[str]:
-  """All tasks of the suite."""
+  """Returns all tasks of the suite."""
   del name
   return ['_'.join(pair) for pair in _suite(config.image).ALL_TASKS]
 
 
 def cheap(name: str, config: Any) -> bool:
-  """Physics of small bodies takes about 0.1 ms a step."""
+  """Returns whether physics is fast: about 0.1 ms a step for small bodies."""
   return not config.image and split(name)[0] not in HEAVY
 
 

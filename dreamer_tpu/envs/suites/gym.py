@@ -1,6 +1,6 @@
-"""Any environment that Gymnasium can make: 'gym_CartPole-v1'.
+"""Any environment of Gymnasium's registry: 'gym_CartPole-v1'.
 
-Written as 'gym_MODULE:ENV_ID', the module is imported first, to register it.
+'gym_MODULE:ENV_ID' imports the module first, which registers the environment.
 """
 
 import importlib
@@ -18,12 +18,12 @@ CHEAP = ('gymnasium.envs.classic_control', 'gymnasium.envs.toy_text')
 
 
 def make(name: str, config: Any) -> gymnasium.Env:
-  """One environment.
+  """Makes one environment.
 
   Args:
-    name: an id of Gymnasium's registry, perhaps with a module before it.
-    config: size (height, width) of images, (0, 0) as given; repeat; length in
-      frames, 0 for the environment's own limit.
+    name: ID in Gymnasium's registry, optionally with MODULE: before it.
+    config: size (height, width) of images, (0, 0) for the original; repeat;
+      length in frames, 0 for the environment's own limit.
   """
   limit = {'max_episode_steps': config.length} if config.length else {}
   try:
@@ -39,7 +39,7 @@ def make(name: str, config: Any) -> gymnasium.Env:
 
 
 def names(name: str, config: Any) -> Iterable[str]:
-  """The ids that are registered once the module, if any, is imported."""
+  """Returns the registered IDs, after importing the module if given."""
   del config
   _import(name)
   module, colon, _ = name.rpartition(':')
@@ -47,14 +47,14 @@ def names(name: str, config: Any) -> Iterable[str]:
 
 
 def cheap(name: str, config: Any) -> bool:
-  """Gymnasium's own small environments take microseconds a step."""
+  """Returns whether it is one of Gymnasium's classic environments."""
   del config
   entry = gymnasium.spec(_import(name)).entry_point
   return isinstance(entry, str) and entry.startswith(CHEAP)
 
 
 def _import(name: str) -> str:
-  """Imports the module of a name and returns the id that is left."""
+  """Imports the module of a name, if given, and returns the ID."""
   module, _, name = name.rpartition(':')
   if module:
     importlib.import_module(module)
