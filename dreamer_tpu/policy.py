@@ -1,4 +1,4 @@
-"""Acting with a trained agent, without anything that training needs."""
+"""Acts with a trained agent, without anything that only training needs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,37 +17,34 @@ from dreamer_tpu.errors import UserError
 
 Tree = dict[str, Any]
 Spaces = Mapping[str, Space]
-USED = ('encoder', 'rssm', 'policy')
-KINDS = ('observation', 'action')
+MODULES = ('encoder', 'rssm', 'policy')
 
 
 def load_policy(
   path: epath.PathLike, *, mode: bool = True, seed: int | None = 0
 ) -> 'Policy':
-  """Loads the policy of a run.
-
-  Reads the encoder, the RSSM and the policy; no optimizer, no replay.
+  """Loads the policy of a run; no optimizer, no replay.
 
   Args:
-    path: A logdir, a checkpoints folder, a step folder, or a folder of the
-      public implementation (agent.pkl, with config.yaml in it or above it).
-    mode: Whether to take the policy's mode instead of a sample.
-    seed: Of the samples; of the world model's state and, without `mode`, of
-      actions. None takes modes of both, without any random number.
+    path: Logdir, checkpoints folder, step folder, or folder of the public
+      implementation (agent.pkl, with config.yaml in it or above it).
+    mode: Whether to act with the mode of the policy instead of a sample.
+    seed: Seed of the samples of the world model's state and, without `mode`,
+      of actions. None takes modes of both.
 
   Raises:
-    UserError: There is no checkpoint, or it is damaged.
+    UserError: There is no checkpoint, or it is corrupt.
   """
-  loaded = load(path)
+  loaded = load_agent(path)
   return Policy(loaded.agent, loaded.params, mode=mode, seed=seed)
 
 
-class Loaded(NamedTuple):
-  """An agent without a learner.
+class LoadedAgent(NamedTuple):
+  """An agent that can act but not train.
 
   Attributes:
-    agent: Its functions.
-    params: Of the policy, in the agent's dtype.
+    agent: The agent's functions.
+    params: Parameters of encoder, RSSM and policy, in the agent's dtype.
     step: Agent steps of its run.
     update: Updates of its run.
   """
@@ -58,47 +55,48 @@ class Loaded(NamedTuple):
   update: int
 
 
-def load(
+def load_agent(
   path: epath.PathLike,
   dtype: jnp.dtype = jnp.float32,
   spaces: tuple[Spaces, Spaces] | None = None,
-) -> Loaded:
-  """Loads what acting needs: the encoder, the RSSM and the policy.
+) -> LoadedAgent:
+  """Loads the parts of an agent that act: encoder, RSSM and policy.
 
   Args:
-    path: As in `load_policy`.
-    dtype: In which it computes.
-    spaces: Observations and actions of the environment that it shall act in;
-      by default those that it was trained with.
+    path: Path as in `load_policy`.
+    dtype: Dtype of parameters and computations.
+    spaces: Observations and actions of the environment to act in; by default
+      those of training.
 
   Raises:
-    UserError: There is no checkpoint, it is damaged, or does not fit `spaces`.
+    UserError: There is no checkpoint, it is corrupt, or does not fit `spaces`.
   """
   folder = unpickle.find(path)
   if folder is None:
     run = layout.read_run(layout.find_step(path))
-    config, known = agent_config.namespace(run['config']['agent']), _known(run)
+    config = agent_config.namespace(run['config']['agent'])
+    trained = _spaces(run, 'obs'), _spaces(run, 'act')
     step, update = run['step'], run['update']
-    for kind, theirs, ours in zip(KINDS, spaces or known, known, strict=True):
-      _check(path, kind, theirs, ours)
+    if spaces is not None:
+      _check(path, 'observation', spaces[0], trained[0])
+      _check(path, 'action', spaces[1], trained[1])
   else:
     config, obs_space, act_space, counters = agent_config.describe(folder)
-    known = obs_space, act_space
+    trained = obs_space, act_space
     step, update = counters.get('actions', 0), counters.get('updates', 0)
-  agent = Agent(*(spaces or known), config, dtype=dtype)
+  agent = Agent(*(spaces or trained), config, dtype=dtype)
   abstract = nnx.to_pure_dict(agent.variables)
-  wanted = {name: abstract[name] for name in USED}
-  params, _ = restore_partial(path, '.*', wanted)
+  params, _ = restore_partial(path, '.*', {k: abstract[k] for k in MODULES})
   params = jax.tree.map(lambda x: x.astype(dtype), params)
-  return Loaded(agent, params, step, update)
+  return LoadedAgent(agent, params, step, update)
 
 
 class Policy:
   """A policy as a function of its carry.
 
   Attributes:
-    obs_space: What it sees, by key.
-    act_space: What it does, by key; floats are in [-1, 1].
+    obs_space: Spaces by observation key.
+    act_space: Spaces by action key; floats are in [-1, 1].
   """
 
   def __init__(
@@ -113,7 +111,7 @@ class Policy:
     self._step = jax.jit(self._step_fn)
 
   def initial(self, batch_size: int = 1) -> Tree:
-    """The carry of environments that are about to start an episode."""
+    """Returns the carry of environments that start an episode."""
     return {
       'agent': self._agent.initial_carry(batch_size),
       'is_first': np.ones(batch_size, bool),
@@ -121,13 +119,13 @@ class Policy:
     }
 
   def __call__(self, carry: Tree, obs: Any) -> tuple[Tree, Any]:
-    """One step.
+    """Chooses actions.
 
     Args:
-      carry: From `initial` or the last call.
-      obs: Arrays [batch, ...] by key, or one such array if the agent sees only
-        one. The batch axis may be missing if the batch size is 1. 'is_first'
-        [batch], where present, starts episodes anew; other keys are ignored.
+      carry: Carry from `initial` or the previous call.
+      obs: Arrays [batch, ...] by key, or the array of the agent's only key.
+        The batch axis may be missing if the batch size is 1. 'is_first'
+        [batch], if present, starts new episodes; other keys are ignored.
 
     Returns:
       The new carry, and actions in the form of the observations: by key or
@@ -139,20 +137,20 @@ class Policy:
     arrays = {
       k: np.asarray(named[k], v.dtype) for k, v in self.obs_space.items()
     }
-    single = (
-      all(x.shape == self.obs_space[k].shape for k, x in arrays.items())
-      and len(carry['is_first']) == 1
+    batch = len(carry['is_first'])
+    single = batch == 1 and all(
+      x.shape == self.obs_space[k].shape for k, x in arrays.items()
     )
     if single:
       arrays = {k: x[None] for k, x in arrays.items()}
     first = carry['is_first'] | np.asarray(named.get('is_first', False))
-    arrays['is_first'] = first.reshape(carry['is_first'].shape)
+    arrays['is_first'] = first.reshape(batch)
     inner, action = self._step(
       self._params, carry['agent'], arrays, carry['count']
     )
     carry = {
       'agent': inner,
-      'is_first': np.zeros_like(carry['is_first']),
+      'is_first': np.zeros(batch, bool),
       'count': carry['count'] + np.uint32(1),
     }
     action = {k: np.asarray(v[0] if single else v) for k, v in action.items()}
@@ -160,7 +158,9 @@ class Policy:
       return carry, next(iter(action.values()))
     return carry, action
 
-  def _step_fn(self, params, carry, obs, count):
+  def _step_fn(
+    self, params: Tree, carry: Tree, obs: Tree, count: jax.Array
+  ) -> tuple[Tree, Tree]:
     key = None
     if self._seed is not None:
       key = jax.random.fold_in(jax.random.key(self._seed), count)
@@ -171,30 +171,28 @@ class Policy:
     return carry, jax.tree.map(clip, action)
 
 
-def _known(run: Tree) -> tuple[Spaces, Spaces]:
-  """Observations and actions that a run was trained with."""
-  obs, act = (
-    {
-      key: Space(**{**fields, 'shape': tuple(fields['shape'])})
-      for key, fields in run['spaces'][group].items()
-    }
-    for group in ('obs', 'act')
-  )
-  return obs, act
+def _spaces(run: Tree, group: str) -> Spaces:
+  """Returns the spaces that a run was trained with."""
+  return {
+    key: Space(**{**fields, 'shape': tuple(fields['shape'])})
+    for key, fields in run['spaces'][group].items()
+  }
 
 
-def _check(path: epath.PathLike, kind: str, given: Spaces, known: Spaces):
-  for key in [*known, *given]:
-    if given.get(key) != known.get(key):
+def _check(
+  path: epath.PathLike, kind: str, given: Spaces, trained: Spaces
+) -> None:
+  for key in [*trained, *given]:
+    if given.get(key) != trained.get(key):
       raise UserError(
         f"The {kind} '{key}' of the environment does not fit the agent of "
-        f"'{path}': {_show(given.get(key))} here, {_show(known.get(key))} "
-        'there; choose the task and the options of its environment as they '
-        'were.'
+        f"'{path}': {_describe(given.get(key))} here, "
+        f'{_describe(trained.get(key))} there; use the task and the '
+        'environment options that it was trained with.'
       )
 
 
-def _show(space: Space | None) -> str:
+def _describe(space: Space | None) -> str:
   if space is None:
     return 'none'
   classes = f' of {space.classes} classes' if space.classes else ''

@@ -1,9 +1,9 @@
-"""Sums over the files of a step, by which damage is told from data.
+"""CRC-32 checksums of a checkpoint's files.
 
-Orbax guards its indices, but not the arrays themselves: a flipped bit in them
-would be loaded without a word. The sums are written right after the commit, in
-the background; a step whose process was killed in between has none and is
-taken as it is. Object stores keep sums of their own, and get none from here.
+Orbax checks its indices but not the arrays, in which a flipped bit would go
+unnoticed. The sums are written in the background, right after the commit. A
+step whose process was killed in between has no sums and is not verified.
+Neither are steps in object stores, which keep checksums of their own.
 """
 
 import json
@@ -13,36 +13,37 @@ from typing import Any
 import jax
 from etils import epath
 
+from dreamer_tpu import paths
+
 FILE = 'checksums.json'
-_PART = 1 << 22
+_BUFFER = 1 << 22
 
 
 def write(folder: epath.Path) -> None:
-  """Notes size and CRC-32 of every file of a step that was just committed.
-
-  Only on process 0, and only in local file systems.
-  """
-  if jax.process_index() or '://' in str(folder):
+  """Writes the size and CRC-32 of every file of a committed local step."""
+  if jax.process_index() or not paths.is_local(folder):
     return
-  sums = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
-  temporary = folder / f'tmp-{FILE}'
-  temporary.write_text(json.dumps({'crc': _own(sums), 'files': sums}))
-  temporary.replace(folder / FILE)
+  sums = {
+    str((root / name).relative_to(folder)): _sum(root / name)
+    for root, _, names in folder.walk()
+    for name in names
+  }
+  content = json.dumps({'crc': _own(sums), 'files': sums})
+  paths.atomic_write(folder / FILE, content)
 
 
-def verify(
-  folder: epath.Path, *, ignore: str | None = None, share: bool = False
-) -> None:
-  """Compares a step with what was written.
+def verify(folder: epath.Path, *, ignore: str | None = None) -> None:
+  """Compares the files of a step with their checksums.
+
+  The processes share the work: each compares the sizes of all files, and the
+  checksums of its part of them.
 
   Args:
-    folder: A step folder.
-    ignore: A subfolder to leave out.
-    share: Whether the processes share the reading: each compares the sizes of
-      all files, and the sums of its own part of them.
+    folder: Step folder.
+    ignore: Subfolder to leave out.
 
   Raises:
-    ValueError: A file is missing, cut short or changed. Names the file.
+    ValueError: A file is missing, truncated or changed. Names the file.
   """
   try:
     content = json.loads((folder / FILE).read_text())
@@ -52,8 +53,7 @@ def verify(
   except (ValueError, KeyError):
     sums, crc = {}, None
   if crc != _own(sums):
-    raise ValueError(f"'{folder / FILE}' is damaged")
-  index, count = (jax.process_index(), jax.process_count()) if share else (0, 1)
+    raise ValueError(f"'{folder / FILE}' is corrupt")
   for number, (name, (size, crc)) in enumerate(sorted(sums.items())):
     if ignore is not None and name.startswith(f'{ignore}/'):
       continue
@@ -63,25 +63,19 @@ def verify(
     length = path.stat().length
     if length != size:
       raise ValueError(f"'{path}' has {length:,} bytes instead of {size:,}")
-    if number % count == index and _sum(path)[1] != crc:
-      raise ValueError(f"'{path}' is damaged (its checksum differs)")
-
-
-def _files(folder: epath.Path) -> list[epath.Path]:
-  return [
-    root / name
-    for root, _, names in folder.walk()
-    for name in names
-    if name not in (FILE, f'tmp-{FILE}')
-  ]
+    mine = number % jax.process_count() == jax.process_index()
+    if mine and _sum(path)[1] != crc:
+      raise ValueError(f"'{path}' is corrupt (its checksum differs)")
 
 
 def _own(sums: dict[str, Any]) -> int:
+  """Returns the checksum of the checksums themselves."""
   return zlib.crc32(json.dumps(sums).encode())
 
 
 def _sum(path: epath.Path) -> tuple[int, int]:
-  buffer = memoryview(bytearray(_PART))
+  """Returns size and CRC-32 of a file."""
+  buffer = memoryview(bytearray(_BUFFER))
   size = crc = 0
   with path.open('rb') as file:
     while count := file.readinto(buffer):

@@ -1,10 +1,9 @@
-"""Where a checkpoint keeps what, read without opening a `Checkpointer`.
+"""File layout of checkpoints, and functions that read them.
 
-`checkpoints/STEP/` holds `agent` (arrays, in Orbax's own format), `carry` (the
-same, of sequences that are trained in parts), `run/data.json` and
-`replay/SHARD.json`, one manifest per process that saved. A step that is kept
-for its agent alone has `replay/released` instead. `STEP.damaged` is a step
-that could not be read and was put aside.
+`checkpoints/STEP/` holds `agent` and `carry` (arrays in Orbax's own format),
+`run/data.json` and one replay manifest per process, `replay/PROCESS.json`. A
+step that is kept for its agent only has a file `replay/released` instead.
+`STEP.damaged` is a corrupt step in quarantine.
 """
 
 import contextlib
@@ -17,6 +16,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from dreamer_tpu import paths
 from dreamer_tpu.checkpoint import checksums
 from dreamer_tpu.errors import UserError
 
@@ -25,31 +25,31 @@ CARRY = 'carry'
 RUN = 'run'
 REPLAY = 'replay'
 RUN_FILE = 'data.json'
-RELEASED = 'released'
-ASIDE = 'damaged'
+REPLAY_DROPPED = 'released'
+QUARANTINED = 'damaged'
 SCORE = 'score'
 _COMMITTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
 PathLike = str | os.PathLike
 
 
-class Damaged(UserError):
-  """A step that cannot be read as it was written."""
+class CorruptCheckpoint(UserError):
+  """Files of a step are missing, truncated or changed."""
 
 
 def absolute(path: PathLike) -> epath.Path:
-  """The path as Orbax wants it: absolute, `~` replaced."""
-  whole = epath.Path(path).expanduser()
-  return whole if '://' in str(whole) else whole.absolute()
+  """Returns the absolute path that Orbax needs, with `~` expanded."""
+  full = epath.Path(path).expanduser()
+  return full.absolute() if paths.is_local(full) else full
 
 
 def is_step(path: epath.Path) -> bool:
-  """Whether `path` is a committed step folder."""
+  """Returns whether `path` is the folder of a committed step."""
   return all((path / name).exists() for name in _COMMITTED)
 
 
 def steps(directory: PathLike) -> list[int]:
-  """Committed steps in `checkpoints/`, ascending; [] if there is none."""
+  """Returns the steps that Orbax can open in `checkpoints/`, ascending."""
   root = absolute(directory)
   if not root.is_dir():
     return []
@@ -58,18 +58,21 @@ def steps(directory: PathLike) -> list[int]:
   return [step for step in found if is_step(root / str(step))]
 
 
-def traces(directory: epath.Path) -> list[int]:
-  """Steps that were committed once, also if they have lost files, ascending."""
-  whole = steps(directory)
+def committed_steps(directory: epath.Path) -> list[int]:
+  """Returns `steps`, and those that have lost files since their commit."""
   names = [path.parent.name for path in directory.glob(f'*/{checksums.FILE}')]
-  return sorted({*whole, *(int(x) for x in names if x.isdecimal())})
+  return sorted({*steps(directory), *(int(x) for x in names if x.isdecimal())})
+
+
+def quarantined(directory: epath.Path) -> list[epath.Path]:
+  """Returns the folders in `checkpoints/` that were quarantined."""
+  return sorted(directory.glob(f'*.{QUARANTINED}*'))
 
 
 def find_step(path: PathLike) -> epath.Path:
-  """The step folder meant by a logdir, `checkpoints/` or a step folder.
+  """Returns the step folder of a logdir, `checkpoints/` or a step folder.
 
-  Returns:
-    The newest committed step where `path` holds several.
+  If `path` holds several steps, returns the newest.
 
   Raises:
     UserError: There is no checkpoint at `path`.
@@ -80,82 +83,86 @@ def find_step(path: PathLike) -> epath.Path:
   for directory in (root / 'checkpoints', root):
     if found := steps(directory):
       return directory / str(found[-1])
-  raise UserError(f"No checkpoint in '{root}': {_near(root)}")
+  raise UserError(f"No checkpoint in '{root}': {_explain_missing(root)}")
 
 
-def _near(path: epath.Path) -> str:
+def _explain_missing(path: epath.Path) -> str:
   if path.is_dir():
     return 'it holds no committed step; give a logdir or a step folder.'
   if path.exists():
     return 'it is a file; give a logdir or a step folder.'
   parent = path.parent
   if not parent.is_dir():
-    return f"there is no folder '{parent}' either."
+    return f"the folder '{parent}' does not exist either."
   names = sorted(x.name for x in parent.iterdir() if x.is_dir())[:8]
   return f"'{parent}' holds {', '.join(names) or 'no folder'}."
 
 
 def read_run(folder: epath.Path) -> dict[str, Any]:
-  """The run state of a step folder: counters, clocks, config, spaces."""
+  """Returns the run state of a step: counters, clocks, config, spaces."""
   return json.loads((folder / RUN / RUN_FILE).read_text())
 
 
 def read_score(folder: epath.Path) -> float | None:
-  """The score by which a step may be among the best, if it has one."""
+  """Returns the evaluation score of a step, if it was saved with one."""
   path = folder / 'metrics' / 'metrics'
   return json.loads(path.read_text())[SCORE] if path.exists() else None
 
 
 def has_replay(folder: epath.Path) -> bool:
-  """Whether a step still names its replay, from which a run can go on."""
-  return not (folder / REPLAY / RELEASED).exists()
-
-
-def aside(directory: epath.Path) -> list[epath.Path]:
-  """Folders of steps in `checkpoints/` that were put aside."""
-  return sorted(directory.glob(f'*.{ASIDE}*'))
+  """Returns whether a step still has its replay, so that a run can resume."""
+  return not (folder / REPLAY / REPLAY_DROPPED).exists()
 
 
 def read_manifests(folder: epath.Path) -> dict[str, Any]:
-  """Replay manifests of a step folder by shard name, in the shards' order."""
+  """Returns the replay manifests of a step by process number, in order."""
   if not has_replay(folder):
     return {}
-  paths = (folder / REPLAY).glob('*.json')
-  ordered = sorted(paths, key=lambda path: int(path.stem))
+  files = (folder / REPLAY).glob('*.json')
+  ordered = sorted(files, key=lambda path: int(path.stem))
   return {path.stem: json.loads(path.read_text()) for path in ordered}
 
 
 def size(folder: epath.Path) -> int:
-  """Bytes in all files below a folder."""
+  """Returns the total size in bytes of all files in a folder."""
   total = 0
   for root, _, names in folder.walk():
     for name in names:
-      # Another host may just be renaming it, or removing the folder.
+      # Another host may be renaming the file or removing the folder.
       with contextlib.suppress(FileNotFoundError):
         total += (root / name).stat().length
   return total
 
 
 def read_shapes(folder: epath.Path, item: str = AGENT) -> Any:
-  """An item's tree with the shape and dtype of every array, none loaded.
+  """Returns the shapes and dtypes of an item's arrays, without loading them.
 
   Raises:
-    UserError: The step holds no such item that can be read.
+    UserError: The step has no such item, or it is corrupt.
   """
   tree = ocp.metadata(folder, item).metadata
   if not tree:
-    raise damaged(folder, ValueError(f'the arrays of its {item} are damaged'))
+    raise unreadable(
+      folder, ValueError(f'the arrays of its {item} are corrupt')
+    )
   return tree
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Leaves of a tree by name, such as 'params/rssm/gru/kernel'."""
+  """Returns the leaves of a tree by name, e.g. 'params/rssm/gru/kernel'."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {name_of(path): leaf for path, leaf in leaves}
 
 
+def unflatten(leaves: Mapping[str, Any], tree: Any) -> Any:
+  """Returns `tree` with the named leaves replaced."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaves.get(name_of(path), leaf), tree
+  )
+
+
 def name_of(path: Any) -> str:
-  """The name of a JAX key path: its keys joined by '/'."""
+  """Returns the keys of a JAX key path joined by '/'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
@@ -165,22 +172,22 @@ def load_arrays(
   wanted: Mapping[str, jax.ShapeDtypeStruct],
   item: str = AGENT,
 ) -> dict[str, jax.Array]:
-  """Reads the named arrays of an item, and nothing else, from disk.
+  """Reads the named arrays of an item, and no others, from disk.
 
-  Every process reads its own shards and waits for no other one.
+  Every process reads its own shards without waiting for the others.
 
   Args:
-    folder: A step folder.
-    shapes: The item's whole tree from `read_shapes`.
-    wanted: By name, the dtype and sharding to arrive in (the first local
-      device where a sharding is absent).
-    item: Of the step.
+    folder: Step folder.
+    shapes: Tree of the whole item, from `read_shapes`.
+    wanted: Dtypes and shardings of the results by name; the default sharding
+      is the first local device.
+    item: Item of the step.
 
   Returns:
     The arrays by name.
 
   Raises:
-    UserError: The files are damaged.
+    UserError: The files are corrupt.
   """
   if not wanted:
     return {}
@@ -195,22 +202,22 @@ def load_arrays(
 
   targets = jax.tree_util.tree_map_with_path(target, shapes)
   try:
-    with _alone():
+    with _without_barriers():
       tree = ocp.load_checkpointables(folder, {item: targets})[item]
   except (jax.errors.JaxRuntimeError, MemoryError):
-    raise  # Not the fault of the files.
-  except Exception as error:  # Orbax raises bare ones too.
-    raise damaged(folder, error) from error
+    raise  # Not caused by the files.
+  except Exception as error:  # Orbax raises plain `Exception` too.
+    raise unreadable(folder, error) from error
   flat = flatten(tree)
   arrays = {name: flat[name] for name in wanted}
-  absent = [k for k, v in arrays.items() if not isinstance(v, jax.Array)]
-  if absent:
-    raise damaged(folder, ValueError(f'no data for {absent[0]}'))
+  missing = [k for k, v in arrays.items() if not isinstance(v, jax.Array)]
+  if missing:
+    raise unreadable(folder, ValueError(f'no data for {missing[0]}'))
   return arrays
 
 
-def _alone() -> ocp.Context:
-  """A context without barriers: a process that fails holds up no other."""
+def _without_barriers() -> ocp.Context:
+  """Returns a context in which a failing process does not block the others."""
   context = ocp.Context()
   index = jax.process_index()
   context.multiprocessing.primary_host = index
@@ -219,22 +226,21 @@ def _alone() -> ocp.Context:
   return context
 
 
-def damaged(folder: epath.Path, error: Exception) -> UserError:
-  """The error of a step whose files cannot be read, naming the other steps.
+def unreadable(folder: epath.Path, error: Exception) -> UserError:
+  """Returns the error to raise if a step cannot be read; names other steps.
 
-  Returns:
-    `Damaged`, or a plain `UserError` if reading is not permitted.
+  It is a `CorruptCheckpoint`, or a plain `UserError` without permission.
   """
-  older = [x for x in steps(folder.parent) if str(x) != folder.name]
-  way = f'other steps there: {older}' if older else 'there is no other step'
-  kind = UserError if isinstance(error, PermissionError) else Damaged
+  others = [x for x in steps(folder.parent) if str(x) != folder.name]
+  rest = f'other steps there: {others}' if others else 'there is no other step'
+  kind = UserError if isinstance(error, PermissionError) else CorruptCheckpoint
   return kind(
-    f"Checkpoint '{folder}' cannot be read ({one_line(error)}); {way}."
+    f"Checkpoint '{folder}' cannot be read ({one_line(error)}); {rest}."
   )
 
 
 def one_line(error: BaseException) -> str:
-  """The first cause of an error, its beginning and its end, in 200 letters."""
+  """Returns the root cause of an error, shortened to 200 characters."""
   while True:
     cause = error.__cause__
     if cause is None and not error.__suppress_context__:

@@ -1,36 +1,46 @@
-"""Saving without stopping the run, in commits that are whole or absent."""
+"""Saves a run asynchronously and atomically, and decides what to keep."""
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import math
+import os
 import queue
+import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from dreamer_tpu.checkpoint import checksums, layout, restore, retention
-from dreamer_tpu.checkpoint.lock import Lock
-from dreamer_tpu.checkpoint.textfile import TextFile, replay_file
+from dreamer_tpu import paths
+from dreamer_tpu.checkpoint import checksums, layout
+from dreamer_tpu.checkpoint.restore import (
+  Restored,
+  restore_newest,
+  restore_step,
+)
 from dreamer_tpu.errors import UserError
 
+T = TypeVar('T')
 Manifests = dict[str, dict[str, Any]]
+_policies = ocp.training.preservation_policies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-  """How a save ended.
+class SaveResult:
+  """Result of a save.
 
   Attributes:
-    step: The step it was for.
-    error: One line if it failed, '' if the step is committed.
-    blocking_s: Seconds for which `save` held up its caller.
-    total_s: Seconds until the commit, or the failure.
+    step: Step that was saved.
+    error: Error in one line, '' if the step is committed.
+    blocking_s: Seconds for which `save` blocked its caller.
+    total_s: Seconds until the commit or the failure.
     bytes: Size of the step folder, without the replay's chunk files.
   """
 
@@ -42,10 +52,10 @@ class Outcome:
 
 
 class Checkpointer:
-  """The `checkpoints/` folder of a run that saves; a context manager.
+  """Saves to and restores from `checkpoints/` of a run; a context manager.
 
-  All methods belong to the main thread, of every process in the same order.
-  To only read a checkpoint, use `layout`, `restore` and `partial` instead.
+  All processes must call the same methods in the same order, from the main
+  thread. To only read a checkpoint, use `layout`, `restore` and `partial`.
   """
 
   def __init__(
@@ -58,22 +68,23 @@ class Checkpointer:
     timeout: float = 600.0,
     on_commit: Callable[[Manifests], None] | None = None,
   ):
-    """Opens or creates the folder and removes what broken saves left.
+    """Opens or creates the folder and removes unfinished saves.
 
     Args:
       directory: `LOGDIR/checkpoints`, local or gs://.
-      keep: The newest steps to keep.
-      keep_every: See `retention.policy`; as `keep_best`. Both keep the agent
-        and the run state for good, the replay only as long as `keep` does.
-      keep_best: See there.
+      keep: Number of newest steps to keep, with their replay.
+      keep_every: Keeps, without replay, the first step and then each that is
+        at least this many agent steps after the last one kept; 0 disables.
+      keep_best: Number of steps with the highest scores to keep, without
+        replay; later steps win ties.
       timeout: Seconds that processes wait for each other in a save.
       on_commit: Called in the background after each commit with the replay
-        manifests of all folders that are kept, those put aside as damaged
-        too: {folder's name: {shard: manifest}}. The next save waits for it,
-        so it may delete chunks that none of them names.
+        manifests of all folders, quarantined ones included: {folder name:
+        {process: manifest}}. It may delete chunk files that none of them
+        names: the next save waits for it.
 
     Raises:
-      UserError: The folder cannot be written, or another run is using it.
+      UserError: The folder cannot be written, or another run uses it.
     """
     self.directory = layout.absolute(directory)
     try:
@@ -83,72 +94,40 @@ class Checkpointer:
         f"Cannot write checkpoints to '{self.directory}' "
         f'({layout.one_line(error)}); choose another logdir.'
       ) from error
-    self._lock = Lock(self.directory)
+    self._lock = _lock(self.directory)
     logging.get_absl_logger().addFilter(_not_from_orbax)
     self._on_commit = on_commit
     self._keep = keep
-    self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    self._results: queue.SimpleQueue[SaveResult] = queue.SimpleQueue()
     self._thread: threading.Thread | None = None
     self._current: int | None = None
     self._failed = False
     context = ocp.Context()
     context.asynchronous.timeout_secs = int(timeout)
-    # In the background, a folder that cannot be made holds up the end of the
-    # process by minutes; but here, it would hold up the other processes.
+    # If the folder cannot be created in the background, Orbax delays the exit
+    # of the process by minutes; if not in the background, other processes.
     several = jax.process_count() > 1
     context.asynchronous.create_directories_asynchronously = several
     self._orbax = ocp.training.Checkpointer(
       self.directory,
       context=context,
-      preservation_policy=retention.policy(keep, keep_every, keep_best),
+      preservation_policy=_preservation_policy(keep, keep_every, keep_best),
       cleanup_tmp_directories=True,
     )
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc) -> None:
+  def __exit__(self, *exc: object) -> None:
     self.close()
 
   def steps(self) -> list[int]:
-    """Committed steps, ascending."""
+    """Returns the committed steps, ascending."""
     return layout.steps(self.directory)
 
-  def latest(self) -> int | None:
-    """The newest committed step, or None."""
-    return max(self.steps(), default=None)
-
-  def traces(self) -> list[int]:
-    """`steps`, and those of them that have lost files since."""
-    return layout.traces(self.directory)
-
   def saving(self) -> bool:
-    """Whether a save is still being written."""
+    """Returns whether a save is in progress."""
     return self._thread is not None and self._thread.is_alive()
-
-  def has_replay(self, step: int) -> bool:
-    """Whether a run can go on from a step, because its replay was kept."""
-    return layout.has_replay(self.directory / str(step))
-
-  def set_aside(self, step: int) -> None:
-    """Renames a damaged step, so that it is no step any more; all processes.
-
-    The chunks that it names stay as long as its folder.
-    """
-    folder = self.directory / str(step)
-    if jax.process_index() == 0:
-      other = len(list(self.directory.glob(f'{step}.{layout.ASIDE}*')))
-      suffix = f'{layout.ASIDE}{other + 1 if other else ""}'
-      target = self.directory / f'{step}.{suffix}'
-      folder.rename(target)
-      logging.warning(
-        "The damaged checkpoint was put aside as '%s'; delete it when you no "
-        'longer need it.',
-        target,
-      )
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f'set aside {step}')
-    self._orbax.reload()
 
   def restore(
     self,
@@ -156,20 +135,27 @@ class Checkpointer:
     abstract: Any,
     config: Mapping[str, Any] | None = None,
     carry: Any = None,
-  ) -> restore.Restored:
-    """Reads a committed step; see `restore.restore`.
+  ) -> Restored:
+    """Reads a committed step; see `restore_step`.
 
-    The run goes on from there: newer steps are given up at the next save.
+    The run resumes from there: the next save deletes newer steps.
     """
-    if step not in self.traces():
+    if step not in layout.committed_steps(self.directory):
       raise UserError(
         f"No checkpoint of step {step} in '{self.directory}', which holds "
         f'{self.steps()}.'
       )
-    folder = self.directory / str(step)
-    restored = restore.restore(folder, abstract, config, carry)
+    restored = restore_step(self._folder(step), abstract, config, carry)
     self._current = step
     return restored
+
+  def restore_newest(
+    self, attempt: Callable[[int], T], gather: Callable[[str], Sequence[str]]
+  ) -> T:
+    """Restores the newest intact step; see `restore.restore_newest`."""
+    result = restore_newest(self.directory, attempt, gather)
+    self._orbax.reload()
+    return result
 
   def save(
     self,
@@ -183,17 +169,17 @@ class Checkpointer:
   ) -> None:
     """Starts a save and returns once the arrays are copied off the devices.
 
-    Waits for the previous save first. Does nothing if the run stands at
-    `step` already, because it was restored from there or has saved it.
+    Waits for the previous save first. Does nothing if `step` was the last to
+    be saved or restored.
 
     Args:
       step: Agent steps; the name of the step folder.
-      agent: Nested dict of jax arrays. They may be donated right afterwards.
+      agent: Nested dict of JAX arrays. They may be donated right afterwards.
       run: JSON values; copied before this returns.
       write_replay: Writes this process's new replay chunks and returns their
-        manifest. Runs in the background, and always before the commit.
-      carry: As `agent`, of sequences that are trained in parts.
-      score: Of an evaluation, by which the best steps are kept.
+        manifest. Runs in the background before the commit.
+      carry: Nested dict of JAX arrays of sequences trained in parts.
+      score: Evaluation score that decides which steps are the best.
 
     Raises:
       UserError: The folder holds newer steps of another run.
@@ -209,19 +195,26 @@ class Checkpointer:
       )
     self._join()
     if step == self._current:
-      logging.info('Step %d is saved already.', step)
+      logging.info('Step %d is already saved.', step)
       return
-    self._give_up_newer(step)
+    self._delete_newer(step)
+    index = jax.process_index()
     items = {
       layout.AGENT: agent,
-      layout.RUN: TextFile(layout.RUN_FILE, lambda: text, shared=True),
-      layout.REPLAY: replay_file(write_replay),
+      layout.RUN: _TextFile(layout.RUN_FILE, None if index else lambda: text),
+      layout.REPLAY: _TextFile(
+        f'{index}.json',
+        lambda: json.dumps(write_replay() if write_replay else {}),
+      ),
     }
     if carry is not None:
       items[layout.CARRY] = carry
+    metrics = None
+    if score is not None and math.isfinite(score):
+      metrics = {layout.SCORE: float(score)}
     try:
       response = self._orbax.save_checkpointables_async(
-        step, items, force=True, metrics=retention.metrics(score)
+        step, items, force=True, metrics=metrics
       )
     except (OSError, RuntimeError, ValueError) as error:
       self._record(step, start, time.perf_counter() - start, error)
@@ -234,23 +227,28 @@ class Checkpointer:
     )
     self._thread.start()
 
-  def poll(self) -> list[Outcome]:
-    """Outcomes of the saves that ended since the last call, without waiting."""
-    outcomes = []
-    while not self._outcomes.empty():
-      outcomes.append(self._outcomes.get())
-    return outcomes
+  def poll(self) -> list[SaveResult]:
+    """Returns results of saves that ended since the last call."""
+    results = []
+    while not self._results.empty():
+      results.append(self._results.get())
+    return results
 
-  def wait(self) -> list[Outcome]:
-    """Waits for the save in progress, then as `poll`."""
+  def wait(self) -> list[SaveResult]:
+    """Waits for the save in progress and returns results like `poll`."""
     self._join()
     return self.poll()
 
   def close(self) -> None:
-    """Waits for the save in progress and lets go of the folder."""
+    """Waits for the save in progress and unlocks the folder."""
     self._join()
     self._orbax.close()
-    self._lock.release()
+    if self._lock is not None:
+      os.close(self._lock)
+      self._lock = None
+
+  def _folder(self, step: int) -> epath.Path:
+    return self.directory / str(step)
 
   def _join(self) -> None:
     if self._thread is not None:
@@ -264,7 +262,7 @@ class Checkpointer:
         self._orbax.wait()
       self._orbax.reload()
 
-  def _give_up_newer(self, step: int) -> None:
+  def _delete_newer(self, step: int) -> None:
     newer = [x for x in self.steps() if x >= step]
     if not newer:
       return
@@ -275,67 +273,173 @@ class Checkpointer:
       )
     for stale in newer:
       logging.warning(
-        'Removing the checkpoint of step %d: the run was resumed from step '
-        '%d and has now reached step %d.',
+        'Deleting the checkpoint of step %d: the run resumed from step %d and '
+        'has now reached step %d.',
         stale,
         self._current,
         step,
       )
       self._orbax.delete(stale, missing_ok=True)
 
-  def _finish(self, step, response, start, blocking) -> None:
+  def _finish(
+    self, step: int, response: Any, start: float, blocking: float
+  ) -> None:
     try:
       response.result()
-    except Exception as error:  # whatever it is, the run must hear of it
+    except Exception as error:  # The run must learn of any failure.
       self._record(step, start, blocking, error)
       return
     self._current = step
     self._record(step, start, blocking, None)
     try:
-      self._committed(step)
-    except Exception as error:  # nor may this end in a thread that nobody reads
+      self._after_commit(step)
+    except Exception as error:  # Nobody joins this thread for its errors.
       logging.warning(
-        'Step %d is saved, but what followed failed: %s',
+        'Step %d is saved, but cleaning up after it failed: %s',
         step,
         layout.one_line(error),
       )
 
-  def _committed(self, step: int) -> None:
-    checksums.write(self.directory / str(step))
-    kept = [self.directory / str(x) for x in self.steps()]
+  def _after_commit(self, step: int) -> None:
+    checksums.write(self._folder(step))
+    kept = [self._folder(x) for x in self.steps()]
     if jax.process_index() == 0:
       for folder in kept[: -self._keep]:
         if layout.has_replay(folder):
-          retention.release(folder)
+          _drop_replay(folder)
     if self._on_commit is not None:
       manifests = {x.name: layout.read_manifests(x) for x in kept}
-      for folder in layout.aside(self.directory):
+      for folder in layout.quarantined(self.directory):
         with contextlib.suppress(ValueError, OSError):
           manifests[folder.name] = layout.read_manifests(folder)
       self._on_commit(manifests)
 
-  def _record(self, step, start, blocking, error: Exception | None) -> None:
-    outcome = Outcome(
+  def _record(
+    self, step: int, start: float, blocking: float, error: Exception | None
+  ) -> None:
+    result = SaveResult(
       step=step,
       error=_reason(error) if error else '',
       blocking_s=blocking,
       total_s=time.perf_counter() - start,
-      bytes=0 if error else layout.size(self.directory / str(step)),
+      bytes=0 if error else layout.size(self._folder(step)),
     )
     if error:
       self._failed = True
       logging.warning(
-        'Saving step %d failed: %s. The run goes on; the newest checkpoint is '
-        'of step %s.',
+        'Saving step %d failed: %s. The run continues; the newest checkpoint '
+        'is of step %s.',
         step,
-        outcome.error,
-        self.latest(),
+        result.error,
+        max(self.steps(), default=None),
       )
-    self._outcomes.put(outcome)
+    self._results.put(result)
+
+
+class _TextFile:
+  """A text file of a step, which Orbax writes in the background.
+
+  Orbax calls `save` on the main thread, awaits its result on another one, and
+  commits the step after that.
+
+  Args:
+    name: Name of the file.
+    make: Returns the content; None if another process writes the file.
+  """
+
+  def __init__(self, name: str, make: Callable[[], str] | None):
+    self._name = name
+    self._make = make
+
+  async def save(self, directory: ocp.path.PathAwaitingCreation):
+    async def write():
+      if self._make is not None:
+        text = self._make()
+        folder = await directory.await_creation()
+        (folder / self._name).write_text(text)
+
+    return write()
+
+  async def load(self, directory: ocp.path.Path):
+    raise NotImplementedError('Read the file directly; see layout.py.')
+
+
+class _Best:
+  """Preserves the `count` steps of the highest score, later ones if equal."""
+
+  def __init__(self, count: int):
+    self._count = count
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    del context
+    scores = {
+      x.step: x.metrics[layout.SCORE]
+      for x in checkpoints
+      if x.metrics and layout.SCORE in x.metrics
+    }
+    ordered = sorted(scores, key=lambda step: (scores[step], step))
+    return [x.step in ordered[-self._count :] for x in checkpoints]
+
+
+def _preservation_policy(keep: int, keep_every: int, keep_best: int) -> Any:
+  chosen: list[Any] = [_policies.LatestN(keep)]
+  if keep_every:
+    chosen.append(_policies.EveryNSteps(keep_every, exact_interval=False))
+  if keep_best:
+    chosen.append(_Best(keep_best))
+  return _policies.AnyPreservationPolicy(chosen)
+
+
+def _drop_replay(folder: epath.Path) -> None:
+  """Deletes the replay manifests of a step, keeping agent and run state.
+
+  A replay of millions of steps takes many times the space of an agent. The
+  marker comes first: a step never looks as if it had part of its replay.
+  """
+  replay = folder / layout.REPLAY
+  (replay / layout.REPLAY_DROPPED).touch()
+  for manifest in replay.glob('*.json'):
+    manifest.unlink()
+
+
+def _lock(directory: epath.Path) -> int | None:
+  """Locks a local folder for this process until its end.
+
+  Two runs in one folder would delete each other's unfinished steps.
+
+  Returns:
+    File descriptor that holds the lock; None on other processes than the
+    first and in object stores.
+
+  Raises:
+    UserError: Another process holds the lock.
+  """
+  if jax.process_index() or not paths.is_local(directory):
+    return None
+  file = os.open(directory / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    # Unlike `flock`, not inherited by forked environment workers, which may
+    # outlive a killed run for a moment.
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except (BlockingIOError, PermissionError):
+    holder = os.read(file, 256).decode() or 'unknown'
+    os.close(file)
+    raise UserError(
+      f"'{directory}' is in use by another run (process {holder}); stop it or "
+      'choose another logdir.'
+    ) from None
+  except OSError as error:
+    logging.warning("No lock on '%s': %s", directory, error)
+    return file
+  os.ftruncate(file, 0)
+  os.write(file, f'{os.getpid()} on {socket.gethostname()}'.encode())
+  return file
 
 
 def _not_from_orbax(record: Any) -> bool:
-  """Failures are told in a line of ours; Orbax's are pages long."""
+  """Hides Orbax's pages on a failure, which is logged in one line instead."""
   return logging.level_debug() or '/orbax/' not in record.pathname
 
 

@@ -1,126 +1,112 @@
-"""Parts of an agent, chosen by name, from any checkpoint."""
+"""Restores part of an agent, chosen by name, from any checkpoint."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from dreamer_tpu.checkpoint import compare, layout
+from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.dreamerv3 import unpickle
+from dreamer_tpu.checkpoint.restore import shorten
 from dreamer_tpu.errors import UserError
+
+_Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What became of each name, in the order of the agent's tree.
+  """Names of parameters by what happened to them, in the agent's order.
 
   Attributes:
     loaded: Taken from the checkpoint.
-    left: Not chosen, and as they were.
+    kept: Not chosen.
     missing: Chosen, but not in the checkpoint.
-    mismatched: Chosen, but of another shape there; each with both shapes.
-    unused: Chosen by the patterns and in the checkpoint, but not wanted here.
+    unused: Chosen and in the checkpoint, but not part of the agent.
   """
 
   loaded: tuple[str, ...]
-  left: tuple[str, ...]
+  kept: tuple[str, ...]
   missing: tuple[str, ...]
-  mismatched: tuple[str, ...]
   unused: tuple[str, ...]
 
   def lines(self) -> list[str]:
-    """One readable line per kind."""
-    titles = {
-      'loaded': 'Loaded',
-      'left': 'Left alone',
-      'missing': 'Missing in the checkpoint',
-      'mismatched': 'Mismatched',
-      'unused': 'Only in the checkpoint',
+    """Returns one readable line per kind."""
+    kinds = {
+      'Loaded': self.loaded,
+      'Left alone': self.kept,
+      'Missing in the checkpoint': self.missing,
+      'Only in the checkpoint': self.unused,
     }
     return [
-      f'{title} ({len(getattr(self, kind))}): '
-      f'{", ".join(getattr(self, kind)) or "none"}'
-      for kind, title in titles.items()
+      f'{kind} ({len(names)}): {", ".join(names) or "none"}'
+      for kind, names in kinds.items()
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """An open checkpoint: what it holds by our names, and how to get it."""
+  """An open checkpoint.
 
-  arrays: Mapping[str, Any]
-  parameters: Sequence[str]
+  Attributes:
+    arrays: Objects with `shape` by our names.
+    parameters: Names of `arrays` that are parameters of an agent.
+    aliases: Alternative names by our names.
+    load: Reads arrays, given leaves with dtype and sharding by our names.
+  """
+
+  arrays: _Tree
+  parameters: Collection[str]
   aliases: Mapping[str, str]
-  load: Callable[[Mapping[str, Any]], dict[str, jax.Array]]
+  load: Callable[[_Tree], dict[str, jax.Array]]
 
 
 def restore_partial(
-  path: layout.PathLike,
-  regex: str | Sequence[str],
-  params: Any,
-  *,
-  allow_mismatch: bool = False,
+  path: layout.PathLike, regex: str | Sequence[str], params: Any
 ) -> tuple[Any, Report]:
   """Replaces the chosen parameters by those of a checkpoint.
 
   Args:
-    path: A logdir, a checkpoints folder, a step folder, or a folder of the
-      public implementation with agent.pkl.
-    regex: Patterns. One chooses a parameter if it matches in full its name,
-      such as 'rssm/gru/kernel', or the beginning of its name up to a '/', so
-      that 'rssm' means all of it. Names of a public checkpoint may be meant
-      too ('enc|dyn|dec').
+    path: Logdir, checkpoints folder, step folder, or folder with agent.pkl of
+      the public implementation.
+    regex: Patterns. A pattern chooses a parameter if it fully matches its
+      name, such as 'rssm/gru/kernel', or the name up to a '/': 'rssm' chooses
+      the whole RSSM. Names of the public implementation work for its
+      checkpoints ('enc|dyn|dec').
     params: Tree of arrays, or of `jax.ShapeDtypeStruct` with shardings, named
-      as the agent's parameters; `slow_value`, `retnorm` and `opt` are taken
-      from beside the parameters where the tree has them.
-    allow_mismatch: Leave parameters of another shape alone and list them,
-      instead of raising.
+      like the agent's parameters. It may also hold `slow_value`, `retnorm`
+      and `opt`.
 
   Returns:
-    The tree with the chosen leaves loaded, in the dtype and sharding of the
-    given ones, all other leaves being the given ones; and a report.
+    The tree, whose chosen leaves are loaded in the dtype and sharding of the
+    given ones, and a report.
 
   Raises:
     UserError: There is no checkpoint, a pattern is invalid or matches
       nothing, shapes differ, nothing is left to load, or a chosen leaf is
-      missing for which `params` has only a shape.
+      missing of which `params` has only the shape.
   """
   source = _open(path)
   wanted = layout.flatten(params)
-  patterns = _compile([regex] if isinstance(regex, str) else list(regex))
+  patterns = _compile([regex] if isinstance(regex, str) else regex)
   chosen = _choose(patterns, wanted, source)
   missing = [name for name in chosen if name not in source.arrays]
-  common = [name for name in chosen if name in source.arrays]
-  differ = [
-    name
-    for name in common
-    if tuple(source.arrays[name].shape) != tuple(wanted[name].shape)
-  ]
-  mismatched = [
-    f'{name} {list(wanted[name].shape)} here, '
-    f'{list(source.arrays[name].shape)} there'
-    for name in differ
-  ]
-  _check(path, wanted, missing, mismatched, allow_mismatch)
-  names = [name for name in common if name not in set(differ)]
-  if not names:
-    raise UserError(f"Nothing to load from '{path}' with {_show(patterns)}.")
-  loaded = source.load({name: wanted[name] for name in names})
+  found = [name for name in chosen if name in source.arrays]
+  _check(path, wanted, source, found, missing)
+  if not found:
+    shown = ', '.join(f"'{x.pattern}'" for x in patterns)
+    raise UserError(f"Nothing to load from '{path}' with {shown}.")
+  loaded = source.load({name: wanted[name] for name in found})
   spare = [name for name in source.parameters if name not in wanted]
   report = Report(
-    loaded=tuple(names),
-    left=tuple(name for name in wanted if name not in set(chosen)),
+    loaded=tuple(found),
+    kept=tuple(name for name in wanted if name not in set(chosen)),
     missing=tuple(missing),
-    mismatched=tuple(mismatched),
     unused=tuple(x for x in spare if _matches(patterns, x, source.aliases)),
   )
-  tree = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: loaded.get(layout.name_of(path), leaf), params
-  )
-  return tree, report
+  return layout.unflatten(loaded, params), report
 
 
 def _open(path: layout.PathLike) -> _Source:
@@ -130,32 +116,29 @@ def _open(path: layout.PathLike) -> _Source:
   step = layout.find_step(path)
   shapes = layout.read_shapes(step)
   saved = layout.flatten(shapes)
-  places = {name.removeprefix('params/'): name for name in saved}
-  parameters = [k for k, v in places.items() if k != v]
+  paths = {name.removeprefix('params/'): name for name in saved}
 
-  def load(wanted):
-    targets = {places[name]: leaf for name, leaf in wanted.items()}
+  def load(wanted: _Tree) -> dict[str, jax.Array]:
+    targets = {paths[name]: leaf for name, leaf in wanted.items()}
     arrays = layout.load_arrays(step, shapes, targets)
-    return {name: arrays[places[name]] for name in wanted}
+    return {name: arrays[paths[name]] for name in wanted}
 
-  arrays = {k: saved[v] for k, v in places.items()}
+  arrays = {name: saved[path] for name, path in paths.items()}
+  parameters = [name for name, path in paths.items() if name != path]
   return _Source(arrays, parameters, {}, load)
 
 
-def _open_public(folder) -> _Source:
+def _open_public(folder: layout.PathLike) -> _Source:
   checkpoint = unpickle.load(folder)
-
-  def load(wanted):
-    return {
-      name: _place(checkpoint.params[name], leaf)
-      for name, leaf in wanted.items()
-    }
-
   arrays = checkpoint.params
-  return _Source(arrays, list(arrays), checkpoint.public, load)
+
+  def load(wanted: _Tree) -> dict[str, jax.Array]:
+    return {k: _to_device(arrays[k], leaf) for k, leaf in wanted.items()}
+
+  return _Source(arrays, arrays.keys(), checkpoint.public, load)
 
 
-def _place(value: np.ndarray, leaf: Any) -> jax.Array:
+def _to_device(value: np.ndarray, leaf: Any) -> jax.Array:
   value = value.astype(leaf.dtype)
   sharding = getattr(leaf, 'sharding', None)
   if sharding is None:
@@ -165,7 +148,7 @@ def _place(value: np.ndarray, leaf: Any) -> jax.Array:
   )
 
 
-def _compile(patterns: list[str]) -> list[re.Pattern]:
+def _compile(patterns: Sequence[str]) -> list[re.Pattern]:
   compiled = []
   for pattern in patterns:
     try:
@@ -179,14 +162,16 @@ def _compile(patterns: list[str]) -> list[re.Pattern]:
   return compiled
 
 
-def _choose(patterns, wanted, source: _Source) -> list[str]:
-  """Names of the tree that some pattern matches; each must match one."""
+def _choose(
+  patterns: list[re.Pattern], wanted: _Tree, source: _Source
+) -> list[str]:
+  """Returns the names that some pattern matches; each must match one."""
   for pattern in patterns:
     if not any(_matches([pattern], name, source.aliases) for name in wanted):
-      tops = sorted({name.split('/')[0] for name in wanted})
+      modules = sorted({name.split('/')[0] for name in wanted})
       raise UserError(
         f"The pattern '{pattern.pattern}' matches no parameter; those of the "
-        f'agent are in {", ".join(tops)}.'
+        f'agent are in {", ".join(modules)}.'
       )
   return [x for x in wanted if _matches(patterns, x, source.aliases)]
 
@@ -194,29 +179,33 @@ def _choose(patterns, wanted, source: _Source) -> list[str]:
 def _matches(
   patterns: list[re.Pattern], name: str, aliases: Mapping[str, str]
 ) -> bool:
-  both = [name, aliases[name]] if name in aliases else [name]
-  starts = [start for x in both for start in _starts(x)]
-  return any(p.fullmatch(start) for p in patterns for start in starts)
+  """Returns whether a pattern matches a name, or a module that it is in."""
+  parts = [x.split('/') for x in {name, aliases.get(name, name)}]
+  prefixes = ['/'.join(x[: i + 1]) for x in parts for i in range(len(x))]
+  return any(p.fullmatch(prefix) for p in patterns for prefix in prefixes)
 
 
-def _starts(name: str) -> list[str]:
-  parts = name.split('/')
-  return ['/'.join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _check(path, wanted, missing, mismatched, allow_mismatch) -> None:
-  if mismatched and not allow_mismatch:
+def _check(
+  path: layout.PathLike,
+  wanted: _Tree,
+  source: _Source,
+  found: list[str],
+  missing: list[str],
+) -> None:
+  pairs = [
+    (k, list(wanted[k].shape), list(source.arrays[k].shape)) for k in found
+  ]
+  differ = [
+    f'{k} {new} here, {old} there' for k, new, old in pairs if new != old
+  ]
+  if differ:
     raise UserError(
       f"Parameters of '{path}' have other shapes than the agent: "
-      f'{compare.first(mismatched)}; choose others by the pattern or use its '
+      f'{shorten(differ)}; choose others by the pattern or use its '
       'configuration.'
     )
   bare = [x for x in missing if isinstance(wanted[x], jax.ShapeDtypeStruct)]
   if bare:
     raise UserError(
-      f"'{path}' lacks parameters that the agent needs: {compare.first(bare)}."
+      f"'{path}' lacks parameters that the agent needs: {shorten(bare)}."
     )
-
-
-def _show(patterns: list[re.Pattern]) -> str:
-  return ', '.join(f"'{p.pattern}'" for p in patterns)

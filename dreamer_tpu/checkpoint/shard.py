@@ -1,90 +1,93 @@
-"""What a process saves and restores by itself: its replays and its streams."""
+"""Part of a checkpoint that each process saves: its replays and streams."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from dreamer_tpu.checkpoint.manager import Manifests
-from dreamer_tpu.replay import Replay, Snapshot, prune
+from dreamer_tpu.replay import Replay, prune
 
-# The shard's manifest is that of the training replay, with these in it.
+# The manifest of a process is that of its training replay, plus these keys.
 EVAL = 'eval'
 LOCAL = 'local'
 
 
 class Shard:
-  """The replays of this process, in folders that all processes share.
+  """Saves and restores the replays of this process.
 
   Args:
-    logdir: Of the run.
-    replay: Of training.
-    eval_replay: Of evaluations, if their steps are kept.
+    logdir: Directory of the run, shared by all processes.
+    replay: Training replay.
+    eval_replay: Evaluation replay, if there is one.
   """
 
   def __init__(
-    self,
-    logdir: epath.Path,
-    replay: Replay,
-    eval_replay: Replay | None = None,
+    self, logdir: epath.Path, replay: Replay, eval_replay: Replay | None = None
   ):
     self._replays = {'': (replay, logdir / 'replay')}
     if eval_replay is not None:
       self._replays[EVAL] = (eval_replay, logdir / 'replay_eval')
-    self._snapshots: dict[str, Snapshot] = {}
-    self._local: Any = None
+    self._snapshots: dict[str, Any] = {}
 
-  def freeze(self, local: Any) -> None:
-    """Remembers the state of now for `write`, and gives up the one before.
+  def snapshot(self, local: Any) -> Callable[[], dict[str, Any]]:
+    """Freezes the replays and discards the previous, unwritten snapshot.
 
     Args:
-      local: JSON values that hold only together with the replays.
+      local: JSON values of this process, valid only with these replays.
+
+    Returns:
+      Function that writes the snapshot, on any thread, and returns its
+      manifest.
     """
     for snapshot in self._snapshots.values():
-      snapshot.discard()  # Only has an effect if its save failed.
-    self._snapshots = {
+      snapshot.discard()  # No effect if it was written.
+    snapshots = {
       name: replay.snapshot(folder)
       for name, (replay, folder) in self._replays.items()
     }
-    self._local = local
+    self._snapshots = snapshots
 
-  def write(self) -> dict[str, Any]:
-    """Writes what was frozen and returns its manifest; on any thread."""
-    parts = {name: x.write() for name, x in self._snapshots.items()}
-    return {**parts.pop(''), **parts, LOCAL: self._local}
+    def write() -> dict[str, Any]:
+      parts = {name: snapshot.write() for name, snapshot in snapshots.items()}
+      return {**parts.pop(''), **parts, LOCAL: local}
+
+    return write
 
   def load(self, manifests: Mapping[str, Any]) -> Any:
     """Replaces the replays by this process's part of saved ones.
 
     Args:
-      manifests: Those of all processes that saved, by process.
+      manifests: Manifests of all processes that saved, by process number.
 
     Returns:
-      What was saved as `local`, None if the steps have got new addresses.
+      The saved `local`; None if the steps have new addresses.
 
     Raises:
       UserError: The steps have other keys, shapes or dtypes.
-      ReplayCorrupt: A file is missing or damaged.
+      ReplayCorrupt: A file is missing or corrupt.
     """
     exact = True
     for name, (replay, folder) in self._replays.items():
-      saved = _parts(manifests.values(), name)
-      if saved:
+      if saved := _select(manifests.values(), name):
         exact &= replay.load(folder, saved, jax.process_count())
     own = manifests.get(str(jax.process_index()), {})
     return own.get(LOCAL) if exact else None
 
-  def prune(self, kept: Manifests) -> None:
-    """Deletes the files that none of the manifests names."""
+  def prune(self, kept: Mapping[str, Mapping[str, Any]]) -> None:
+    """Deletes files that none of the manifests names.
+
+    Args:
+      kept: Manifests by checkpoint and process number.
+    """
     shards = [x for manifests in kept.values() for x in manifests.values()]
     for name, (replay, folder) in self._replays.items():
-      saved = _parts(shards, name)
+      saved = _select(shards, name)
       replay.prune(folder, saved)
       if jax.process_index() == 0:
         prune(folder, saved, first=jax.process_count())
 
 
-def _parts(shards: Any, name: str) -> list[dict[str, Any]]:
-  """One replay's manifests; without those that do not have it."""
-  return [x[name] if name else x for x in shards if not name or name in x]
+def _select(manifests: Any, name: str) -> list[dict[str, Any]]:
+  """Returns the manifests of one replay."""
+  return [x[name] if name else x for x in manifests if not name or name in x]

@@ -54,7 +54,7 @@ def main(config: ConfigDict, logdir: epath.Path) -> int:
       setup.agent_spaces(env.obs_space),
       setup.agent_spaces(env.act_space),
     )
-    loaded = policy.load(source, setup.compute_dtype(config), spaces)
+    loaded = policy.load_agent(source, setup.compute_dtype(config), spaces)
     terminal.log_status(f'Loaded the policy of {source}, step {loaded.step:,}.')
     logdirs.save_config(config, logdir)
     writers = stack.enter_context(
@@ -112,7 +112,7 @@ def _progress(
 
 
 def _write(
-  result: Evaluation, loaded: policy.Loaded, repeat: int, writers: Writers
+  result: Evaluation, loaded: policy.LoadedAgent, repeat: int, writers: Writers
 ) -> None:
   """Writes scores, their statistics and videos at the step of the agent."""
   for episode in result.episodes:

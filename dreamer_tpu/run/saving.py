@@ -1,7 +1,7 @@
 """Saves a run, and restores or initializes it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -10,8 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dreamer_tpu.agent import Agent
-from dreamer_tpu.checkpoint.fallback import restore_newest
-from dreamer_tpu.checkpoint.manager import Checkpointer, Outcome
+from dreamer_tpu.checkpoint import layout
+from dreamer_tpu.checkpoint.manager import Checkpointer, SaveResult
 from dreamer_tpu.checkpoint.partial import restore_partial
 from dreamer_tpu.checkpoint.shard import LOCAL, Shard
 from dreamer_tpu.errors import UserError
@@ -46,7 +46,7 @@ class Saver:
     self._learner = learner
     self._has_carry = config.consec_train > 1
     self._shard = Shard(logdir, replay, eval_replay)
-    self._outcomes: list[Outcome] = []
+    self._results: list[SaveResult] = []
     self._warned = False
     self._newest = (-1, -1)  # Name and updates of the newest checkpoint.
     self._checkpointer = Checkpointer(
@@ -64,11 +64,16 @@ class Saver:
   def __exit__(self, *exc: object) -> None:
     self._checkpointer.close()
 
-  def load_or_init(self, log_status: Callable[[str], None]) -> State:
+  def load_or_init(
+    self,
+    log_status: Callable[[str], None],
+    gather: Callable[[str], Sequence[str]],
+  ) -> State:
     """Restores the newest intact checkpoint, or initializes a new agent.
 
     Args:
       log_status: Shows a status line.
+      gather: Returns the values of all processes, as `HostSync.gather`.
 
     Returns:
       The state that was passed to `save`; empty for a new run. Under LOCAL it
@@ -78,7 +83,7 @@ class Saver:
       UserError: The checkpoint does not fit the configuration, or none can be
         read.
     """
-    if not self._checkpointer.traces():
+    if not layout.committed_steps(self._checkpointer.directory):
       self._learner.init()
       if self._config.run.from_checkpoint:
         self._load_parts(log_status)
@@ -88,7 +93,7 @@ class Saver:
       log_status(f'Restoring the checkpoint of step {step:,}.')
       return self._load(step)
 
-    return restore_newest(self._checkpointer, attempt)
+    return self._checkpointer.restore_newest(attempt, gather)
 
   def ready(self) -> bool:
     """Returns whether the previous save has ended; if not, warns once.
@@ -127,9 +132,9 @@ class Saver:
       score: Evaluation score, by which the best checkpoints are kept. All
         processes must pass the same.
     """
-    self._outcomes += self._checkpointer.wait()
+    self._results += self._checkpointer.wait()
     self._warned = False
-    self._shard.freeze(local)
+    write_replay = self._shard.snapshot(local)
     state = {
       **state,
       'config': self._config.to_dict(),
@@ -143,22 +148,22 @@ class Saver:
       step,
       self._learner.state,
       state,
-      self._shard.write,
+      write_replay,
       carry=self._learner.carry if self._has_carry else None,
       score=score,
     )
 
   def poll(self) -> dict[str, float]:
     """Returns metrics of the saves that ended since the last call."""
-    outcomes = self._outcomes + self._checkpointer.poll()
-    self._outcomes = []
-    if not outcomes:
+    results = self._results + self._checkpointer.poll()
+    self._results = []
+    if not results:
       return {}
     return {
-      'checkpoint/blocking_s': outcomes[-1].blocking_s,
-      'checkpoint/total_s': outcomes[-1].total_s,
-      'checkpoint/bytes': float(outcomes[-1].bytes),
-      'checkpoint/failed': float(bool(outcomes[-1].error)),
+      'checkpoint/blocking_s': results[-1].blocking_s,
+      'checkpoint/total_s': results[-1].total_s,
+      'checkpoint/bytes': float(results[-1].bytes),
+      'checkpoint/failed': float(bool(results[-1].error)),
     }
 
   def finish(self) -> dict[str, float]:
@@ -167,8 +172,8 @@ class Saver:
     Raises:
       UserError: It failed.
     """
-    self._outcomes += self._checkpointer.wait()
-    last = self._outcomes[-1] if self._outcomes else None
+    self._results += self._checkpointer.wait()
+    last = self._results[-1] if self._results else None
     if last and last.error:
       raise UserError(
         f'Saving the last checkpoint, of step {last.step}, failed '

@@ -164,7 +164,7 @@ def make(
 
     replays = [replay, evaluator.replay] if evaluator else [replay]
     saver = enter(Saver(config, logdir, learner, *replays))
-    saved = saver.load_or_init(terminal.log_status)
+    saved = saver.load_or_init(terminal.log_status, sync.gather)
     if index == 0:
       logdirs.save_config(config, logdir)
     counts = learner.parameter_counts()

@@ -68,7 +68,7 @@ def report(path: layout.PathLike, regex: str = '') -> Iterator[str]:
   try:
     yield from _report_step(step, pattern)
   except (ValueError, OSError) as error:
-    raise layout.damaged(step, error) from error
+    raise layout.unreadable(step, error) from error
 
 
 def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
   agents = [x for x in steps if not layout.has_replay(folder.parent / str(x))]
   if agents:
     yield f'without replay {", ".join(map(str, agents))}'
-  if damaged := layout.aside(folder.parent):
+  if damaged := layout.quarantined(folder.parent):
     yield f'damaged {", ".join(x.name for x in damaged)}'
   if (score := layout.read_score(folder)) is not None:
     yield f'score {score:g}'

@@ -115,7 +115,7 @@ class Campaign:
     if self._newest < max(self._committed):
       lost = max(self._committed)
       self._faults.append(f'step {lost} was committed and is lost')
-    if layout.aside(layout.absolute(self._logdir / 'checkpoints')):
+    if layout.quarantined(layout.absolute(self._logdir / 'checkpoints')):
       self._faults.append('a committed step was damaged')
 
   def _check_restored(self, index, line):

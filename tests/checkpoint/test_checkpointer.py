@@ -59,14 +59,14 @@ def test_everything_comes_back_on_another_mesh(tmp_path):
   run = {'updates': 5, 'rng': {'state': 2**127 + 1}, 'config': {'task': 'a'}}
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
     checkpointer.save(5, agent, run, lambda: {'chunks': ['x', 'y']})
-    (outcome,) = checkpointer.wait()
-    assert not outcome.error
-    assert outcome.step == 5
-    assert outcome.bytes > 0
-    assert 0 < outcome.blocking_s <= outcome.total_s
+    (result,) = checkpointer.wait()
+    assert not result.error
+    assert result.step == 5
+    assert result.bytes > 0
+    assert 0 < result.blocking_s <= result.total_s
   for other in (mesh(1, 4, 2), mesh(8, 1, 1)):
     with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
-      assert checkpointer.latest() == 5
+      assert checkpointer.steps() == [5]
       shapes = abstract(agent, other)
       restored = checkpointer.restore(5, shapes, {'task': 'a'})
     assert restored.run == run

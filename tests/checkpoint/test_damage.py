@@ -4,7 +4,6 @@ import pytest
 from absl import logging
 
 from dreamer_tpu.checkpoint import layout
-from dreamer_tpu.checkpoint.fallback import restore_newest
 from dreamer_tpu.errors import UserError
 from tests.helpers.small_run import Run, contents
 
@@ -105,7 +104,7 @@ def snapshot(logdir):
 def refuse(logdir, load):
   before = snapshot(logdir)
   with Run(logdir) as run, pytest.raises(UserError) as info:
-    restore_newest(run.checkpointer, lambda step: load(run, step))
+    run.checkpointer.restore_newest(lambda step: load(run, step), lambda x: [x])
   assert snapshot(logdir) == before
   assert '\n' not in str(info.value)
   return str(info.value)
@@ -118,7 +117,7 @@ def test_no_step_that_can_be_read(saved):
       (path,) = logdir.glob(FILES[kind].replace('30', step))
       damage(path, 'flip')
   message = refuse(logdir, Run.load)
-  assert '[30, 20] are damaged' in message
+  assert '[30, 20] are corrupt' in message
   assert 'start a new logdir' in message
 
 

@@ -100,7 +100,7 @@ def test_a_save_fails_and_the_run_goes_on(disk, caplog, fault):
     assert '\n' not in line
     assert line.startswith('Saving step 30 failed: ')
     assert any(x in line for x in reason[fault].split('|'))
-    assert 'The run goes on; the newest checkpoint is of step 20' in line
+    assert 'The run continues; the newest checkpoint is of step 20' in line
     assert 'Saving step 40' in second
     assert run.checkpointer.steps() == [10, 20]
     disk.empty() if fault == 'full' else disk.read_only(False)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dreamer_tpu.checkpoint import compare, layout
+from dreamer_tpu.checkpoint import layout, restore
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.errors import UserError
 
@@ -98,7 +98,7 @@ def test_other_intervals_are_no_obstacle(logdir):
 
 
 def test_long_lists_are_cut():
-  assert compare.first(list('abcde')) == 'a; b; c and 2 more'
+  assert restore.shorten(list('abcde')) == 'a; b; c and 2 more'
 
 
 @pytest.mark.parametrize('name', ['run/data.json', 'agent/manifest.ocdbt'])

@@ -9,7 +9,8 @@ from tests.helpers.small_run import Run, contents
 
 
 def with_replay(run):
-  return [x for x in run.checkpointer.steps() if run.checkpointer.has_replay(x)]
+  folder = run.checkpointer.directory
+  return [x for x in layout.steps(folder) if layout.has_replay(folder / str(x))]
 
 
 def test_every_so_many_steps_for_good(tmp_path):

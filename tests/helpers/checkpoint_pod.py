@@ -49,29 +49,29 @@ def hang(directory):
 def forever(directory):
   """Commits one step after the other and says so after each."""
   with Checkpointer(directory / 'checkpoints') as checkpointer:
-    step = checkpointer.latest() or 0
+    step = max(checkpointer.steps(), default=0)
     if step:
       shapes = jax.eval_shape(lambda: agent(step))
       checkpointer.restore(step, shapes)
     while True:
       step += 1
       checkpointer.save(step, agent(step), {'updates': step}, lambda: {'n': 1})
-      for outcome in checkpointer.poll():
-        assert not outcome.error
-        print(outcome.step, flush=True)
+      for result in checkpointer.poll():
+        assert not result.error
+        print(result.step, flush=True)
 
 
 def full(directory):
   """Saves step 2 with no room on the disk, and step 3 with room again."""
   with Checkpointer(directory / 'checkpoints') as checkpointer:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    outcomes = []
+    results = []
     for step in (1, 2, 3):
       limit = 100_000 if step == 2 else limits[0]
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
       checkpointer.save(step, agent(step), {'updates': step})
-      outcomes += checkpointer.wait()
-      print(json.dumps([outcomes[-1].error, checkpointer.steps()]), flush=True)
+      results += checkpointer.wait()
+      print(json.dumps([results[-1].error, checkpointer.steps()]), flush=True)
 
 
 def together(directory):
@@ -97,7 +97,7 @@ def together(directory):
     checkpointer.save(
       7, state, {'updates': 7}, lambda: {'chunks': [f'from-{index}']}
     )
-    (outcome,) = checkpointer.wait()
+    (result,) = checkpointer.wait()
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
@@ -108,7 +108,7 @@ def together(directory):
       lambda a, b: (a == b).all(),
       out_shardings=NamedSharding(mesh, PartitionSpec()),
     )(kernel, state['params']['rssm']['kernel'])
-    print(json.dumps([outcome.error, bool(equal), commits]), flush=True)
+    print(json.dumps([result.error, bool(equal), commits]), flush=True)
 
 
 if __name__ == '__main__':

@@ -18,9 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dreamer_tpu.checkpoint.fallback import restore_newest
+from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.checkpoint.shard import Shard
+from dreamer_tpu.hosts.sync import HostSync
 from dreamer_tpu.replay import Replay
 from dreamer_tpu.sharding import mesh as mesh_lib
 
@@ -96,8 +97,10 @@ class Worker:
 
   def restore(self):
     """Goes on from the newest step, if there is one."""
-    if self.checkpointer.traces():
-      restored = restore_newest(self.checkpointer, self._attempt)
+    if layout.committed_steps(self.checkpointer.directory):
+      restored = self.checkpointer.restore_newest(
+        self._attempt, HostSync().gather
+      )
       self.agent = restored.agent
       self.step = restored.step
     self.say('restored')
@@ -129,10 +132,10 @@ class Worker:
 
   def save(self):
     """Starts a save and says what will be in it."""
-    self.shard.freeze({'step': self.step})
+    write = self.shard.snapshot({'step': self.step})
     self.say('saving')
     run = {'step': self.step}
-    self.checkpointer.save(self.step, self.agent, run, self.shard.write)
+    self.checkpointer.save(self.step, self.agent, run, write)
 
   def say(self, event, **more):
     """Prints the step, and the hashes of what this process holds of it."""
@@ -179,8 +182,8 @@ def forever(worker):
   while True:
     worker.act(24)
     worker.agent = worker.advance(worker.agent)
-    for outcome in worker.checkpointer.wait():
-      worker.say('failed' if outcome.error else 'committed', of=outcome.step)
+    for result in worker.checkpointer.wait():
+      worker.say('failed' if result.error else 'committed', of=result.step)
     worker.save()
 
 
@@ -192,8 +195,8 @@ def once(worker):
   worker.agent = worker.advance(worker.agent)
   worker.save()
   worker.say('saved', numbers=worker.numbers())
-  (outcome,) = worker.checkpointer.wait()
-  assert not outcome.error, outcome.error
+  (result,) = worker.checkpointer.wait()
+  assert not result.error, result.error
 
 
 def saves(worker):
@@ -208,8 +211,8 @@ def saves(worker):
       folder.rename(logdir / 'hidden')
       folder.write_text('in the way')
     worker.save()
-    (outcome,) = worker.checkpointer.wait()
-    worker.say('failed' if outcome.error else 'committed', why=outcome.error)
+    (result,) = worker.checkpointer.wait()
+    worker.say('failed' if result.error else 'committed', why=result.error)
     if block:
       folder.unlink()
       (logdir / 'hidden').rename(folder)

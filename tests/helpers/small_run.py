@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer_tpu.checkpoint.fallback import restore_newest
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.checkpoint.shard import Shard
 from tests.helpers.replay_model import Envs, fresh_latents, make
@@ -50,12 +49,11 @@ class Run:
     ids = self.replay.sample(4)[1]
     values = fresh_latents(ids.shape, np.random.default_rng(step))
     self.replay.update(ids, values)
-    self.shard.freeze({'stream': step})
+    write = self.shard.snapshot({'stream': step})
     run = {'n': step, 'config': CONFIG}
-    write = self.shard.write
     self.checkpointer.save(step, make_agent(step), run, write, score=score)
-    (outcome,) = self.checkpointer.wait()
-    assert bool(outcome.error) == fails, outcome.error
+    (result,) = self.checkpointer.wait()
+    assert bool(result.error) == fails, result.error
     return contents(self.replay)
 
   def load(self, step, config=CONFIG):
@@ -68,4 +66,4 @@ class Run:
     return restored.run['n']
 
   def restore(self):
-    return restore_newest(self.checkpointer, self.load)
+    return self.checkpointer.restore_newest(self.load, lambda x: [x])

@@ -45,7 +45,7 @@ class Run:
     self.saver = Saver(config, logdir, self.learner, self.replay)
     self.update = 0
     if start:
-      state = self.saver.load_or_init(print)
+      state = self.saver.load_or_init(print, lambda x: [x])
       self.update = state.get('update', 0)
       if 'local' in state:
         self.stream.load(state['local'])
@@ -131,14 +131,19 @@ def test_a_slow_save_is_warned_of_and_nothing_is_queued(
 ):
   begin, go = threading.Event(), threading.Event()
   with Run(tmp_path) as run:
-    write = run.saver._shard.write
+    snapshot = run.saver._shard.snapshot
 
-    def slow():
-      begin.set()
-      assert go.wait(60)
-      return write()
+    def slow_snapshot(local):
+      write = snapshot(local)
 
-    monkeypatch.setattr(run.saver._shard, 'write', slow)
+      def slow_write():
+        begin.set()
+        assert go.wait(60)
+        return write()
+
+      return slow_write
+
+    monkeypatch.setattr(run.saver._shard, 'snapshot', slow_snapshot)
     run.train(1)
     assert run.saver.ready()
     run.save()

@@ -1,9 +1,10 @@
-"""The agent that belongs to a checkpoint of the public implementation.
+"""Derives agent options and spaces from a public checkpoint.
 
-Its sizes are in the config.yaml of the run, its spaces in the shapes of its
+Sizes are in the config.yaml of its run, spaces in the shapes of its
 parameters.
 """
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,15 +16,17 @@ from dreamer_tpu.agent import Space
 from dreamer_tpu.checkpoint.dreamerv3 import unpickle
 from dreamer_tpu.errors import UserError
 
+_Shapes = Mapping[str, tuple[int, ...]]
 
-class Description(NamedTuple):
-  """What a public checkpoint tells of its agent.
+
+class AgentConfig(NamedTuple):
+  """Arguments of the agent that fits a public checkpoint.
 
   Attributes:
     config: Our `agent` options, as attributes.
-    obs_space: By observation key.
-    act_space: By action key.
-    counters: As in `PublicCheckpoint`.
+    obs_space: Spaces by observation key.
+    act_space: Spaces by action key.
+    counters: Counters of `PublicCheckpoint`.
   """
 
   config: Any
@@ -32,19 +35,20 @@ class Description(NamedTuple):
   counters: dict[str, int]
 
 
-def describe(folder: epath.Path) -> Description:
-  """Reads a public checkpoint, whose parameters such an agent fits.
+def describe(folder: epath.Path) -> AgentConfig:
+  """Reads the agent's options and spaces of a public checkpoint.
 
   Args:
-    folder: With agent.pkl; config.yaml lies in it or in a folder above it.
+    folder: Folder with agent.pkl; config.yaml is in it or at most two folders
+      above.
 
   Raises:
-    UserError: config.yaml is missing, or the checkpoint is damaged.
+    UserError: config.yaml is missing, or the checkpoint is corrupt.
   """
   config = read_config(folder)
   checkpoint = unpickle.load(folder)
   shapes = {k: v.shape for k, v in checkpoint.params.items()}
-  return Description(
+  return AgentConfig(
     namespace(config),
     _observations(shapes, config),
     _actions(shapes),
@@ -53,16 +57,16 @@ def describe(folder: epath.Path) -> Description:
 
 
 def namespace(tree: Any) -> Any:
-  """Nested mappings as objects with attributes."""
+  """Returns nested mappings as objects with attributes."""
   if not isinstance(tree, Mapping):
     return tree
   return types.SimpleNamespace(**{k: namespace(v) for k, v in tree.items()})
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
-  """Our `agent` options for the config.yaml of a public checkpoint."""
-  for place in (folder, *list(folder.parents)[:2]):
-    path = place / 'config.yaml'
+  """Returns our `agent` options for the config.yaml of a public checkpoint."""
+  for parent in (folder, *list(folder.parents)[:2]):
+    path = parent / 'config.yaml'
     if path.exists():
       try:
         return _translate(yaml.safe_load(path.read_text())['agent'])
@@ -73,20 +77,19 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
           'from the logdir of the run.'
         ) from error
   raise UserError(
-    f"'{folder}' has no config.yaml, which tells the sizes of the agent; copy "
+    f"'{folder}' has no config.yaml, which holds the sizes of the agent; copy "
     'it there from the logdir of the run.'
   )
 
 
-def _translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
-  rssm = theirs['dyn']['rssm']
-  encoder, decoder = theirs['enc']['simple'], theirs['dec']['simple']
+def _translate(public: Mapping[str, Any]) -> dict[str, Any]:
   pick = lambda source, *keys: {k: source[k] for k in keys}
-  head = lambda source, *keys: pick(
-    source, 'units', 'layers', 'outscale', *keys
+  head = lambda name, *keys: pick(
+    public[name], 'units', 'layers', 'outscale', *keys
   )
+  rssm, opt = public['dyn']['rssm'], public['opt']
+  encoder, decoder = public['enc']['simple'], public['dec']['simple']
   sizes = ('deter', 'hidden', 'stoch', 'classes', 'blocks', 'unimix')
-  opt, policy = theirs['opt'], theirs['policy']
   stages = ('depth', 'mults', 'kernel', 'units', 'layers')
   return {
     'rssm': {
@@ -97,11 +100,11 @@ def _translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
     },
     'encoder': pick(encoder, *stages),
     'decoder': {**pick(decoder, *stages), 'blocks': decoder['bspace']},
-    'reward': head(theirs['rewhead'], 'bins'),
-    'cont': head(theirs['conhead']),
-    # Its categorical policies do not use their `unimix`.
-    'policy': {**head(policy, 'minstd', 'maxstd'), 'unimix': 0.0},
-    'value': head(theirs['value'], 'bins'),
+    'reward': head('rewhead', 'bins'),
+    'cont': head('conhead'),
+    # Its categorical policies ignore their `unimix`.
+    'policy': {**head('policy', 'minstd', 'maxstd'), 'unimix': 0.0},
+    'value': head('value', 'bins'),
     'opt': {
       **pick(opt, 'lr', 'agc', 'beta2', 'eps', 'warmup'),
       'momentum': opt['beta1'],
@@ -112,14 +115,14 @@ def _translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _observations(
-  shapes: Mapping[str, tuple], config: Mapping[str, Any]
+  shapes: _Shapes, config: Mapping[str, Any]
 ) -> dict[str, Space]:
-  """Images are known only together: they become one key, 'image'."""
+  """Infers the observations from the decoder; images become one, 'image'."""
   spaces = {}
   prefix, suffix = 'decoder/out_', '/kernel'
   for name, shape in shapes.items():
     if name.startswith(prefix) and name.endswith(suffix):
-      key = name[len(prefix) : -len(suffix)]
+      key = name.removeprefix(prefix).removesuffix(suffix)
       spaces[key] = Space(shape=(shape[-1],), dtype='float32')
   if 'decoder/deter_in/bias' in shapes:
     decoder = config['decoder']
@@ -131,16 +134,11 @@ def _observations(
   return spaces
 
 
-def _actions(shapes: Mapping[str, tuple]) -> dict[str, Space]:
+def _actions(shapes: _Shapes) -> dict[str, Space]:
   spaces = {}
   for name, shape in shapes.items():
-    module, _, rest = name.partition('/')
-    head, _, leaf = rest.partition('/')
-    key, _, part = head.rpartition('_')
-    if module != 'policy' or leaf != 'bias' or not key:
-      continue
-    if part == 'mean':
-      spaces[key] = Space(shape=(shape[0],), dtype='float32')
-    elif part == 'logits':
-      spaces[key] = Space(shape=(), dtype='int32', classes=shape[0])
+    if match := re.fullmatch('policy/([^/]+)_mean/bias', name):
+      spaces[match[1]] = Space(shape=shape, dtype='float32')
+    elif match := re.fullmatch('policy/([^/]+)_logits/bias', name):
+      spaces[match[1]] = Space(shape=(), dtype='int32', classes=shape[0])
   return spaces

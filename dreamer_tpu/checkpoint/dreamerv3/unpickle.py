@@ -1,7 +1,7 @@
-"""Checkpoints of the public DreamerV3 implementation.
+"""Reads checkpoints of the public DreamerV3 implementation.
 
-They are pickles, which can run any code when loaded. Here only a fixed list of
-names may appear in one, and even those stand for small classes of this file:
+They are pickles, which can run any code when loaded. Only a fixed list of
+globals is allowed here, and these are replaced by small classes of this file:
 nothing in the pickle reaches NumPy's own constructors.
 """
 
@@ -20,6 +20,7 @@ from dreamer_tpu.errors import UserError
 
 FILE = 'agent.pkl'
 _SKIPPED = ('opt/', 'slowval_count/')
+# Anything that a corrupt pickle may raise.
 _FAILURES = (
   pickle.UnpicklingError,
   ValueError,
@@ -35,11 +36,11 @@ _FAILURES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicCheckpoint:
-  """What is of use in a public checkpoint.
+  """Content of a public checkpoint.
 
   Attributes:
-    params: Arrays by our names: parameters, `slow_value`, `retnorm`.
-    public: The public name of each.
+    params: Parameters, `slow_value` and `retnorm` by our names.
+    public: Public names by our names.
     skipped: Public names without a counterpart (optimizer, counters).
     counters: Updates, batches and actions at the time of the save.
   """
@@ -51,7 +52,7 @@ class PublicCheckpoint:
 
 
 def find(path: layout.PathLike) -> epath.Path | None:
-  """The folder with agent.pkl that a path means, or None.
+  """Returns the folder with agent.pkl for a path, or None.
 
   Args:
     path: That folder, the one above with a file `latest`, or a logdir.
@@ -69,10 +70,10 @@ def find(path: layout.PathLike) -> epath.Path | None:
 
 
 def load(folder: epath.Path) -> PublicCheckpoint:
-  """Reads agent.pkl without executing what it says.
+  """Reads agent.pkl without executing code in it.
 
   Raises:
-    UserError: It names anything but arrays and plain containers, is damaged,
+    UserError: It holds anything but arrays and plain containers, is corrupt,
       or is not an agent.
   """
   path = folder / FILE
@@ -83,8 +84,8 @@ def load(folder: epath.Path) -> PublicCheckpoint:
     counters = {str(k): int(v) for k, v in content['counters'].items()}
   except _Forbidden as error:
     raise UserError(
-      f"'{path}' is refused: its pickle asks for '{error}', and only arrays "
-      'and plain containers are admitted. Do not trust this file.'
+      f"Refused to load '{path}': its pickle uses '{error}', but only arrays "
+      'and plain containers are allowed. Do not trust this file.'
     ) from None
   except OSError as error:
     raise UserError(
@@ -92,13 +93,15 @@ def load(folder: epath.Path) -> PublicCheckpoint:
     ) from error
   except _FAILURES as error:
     raise UserError(
-      f"'{path}' is damaged or no agent of the public implementation "
+      f"'{path}' is corrupt or not an agent of the public implementation "
       f'({layout.one_line(error)}).'
     ) from error
   return _translate(path, arrays, counters)
 
 
-def _translate(path, arrays, counters) -> PublicCheckpoint:
+def _translate(
+  path: epath.Path, arrays: dict[str, np.ndarray], counters: dict[str, int]
+) -> PublicCheckpoint:
   params, public, skipped = {}, {}, []
   for name, value in arrays.items():
     if name.startswith(_SKIPPED):
@@ -108,8 +111,8 @@ def _translate(path, arrays, counters) -> PublicCheckpoint:
       ours = names.from_public(name)
     except KeyError:
       raise UserError(
-        f"'{path}' holds '{name}', which this implementation does not have; "
-        'only checkpoints of the default DreamerV3 agent can be imported.'
+        f"'{path}' holds '{name}', which this implementation lacks; only "
+        'checkpoints of the default DreamerV3 agent can be imported.'
       ) from None
     params[ours] = value
     public[ours] = name
@@ -119,11 +122,11 @@ def _translate(path, arrays, counters) -> PublicCheckpoint:
 
 
 class _Forbidden(Exception):
-  """A global that no checkpoint needs."""
+  """The pickle uses a global that no checkpoint needs."""
 
 
 class _Dtype:
-  """Stands for numpy.dtype: numbers only."""
+  """Replaces numpy.dtype; numeric dtypes only."""
 
   def __init__(self, kind: Any, align: bool = False, copy: bool = True):
     plain = isinstance(kind, str) and re.fullmatch(r'[biufc]\d{1,2}', kind)
@@ -137,7 +140,7 @@ class _Dtype:
 
 
 class _Array:
-  """Stands for an array while its pickle is read."""
+  """Replaces numpy.ndarray while the pickle is read."""
 
   def __init__(self, *unused):
     self.value: np.ndarray | None = None
@@ -177,24 +180,26 @@ _ML_DTYPES = {
   name: getattr(ml_dtypes, name)
   for name in ('bfloat16', 'float8_e4m3fn', 'float8_e5m2')
 }
-_ADMITTED: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
   ('numpy', 'ndarray'): _Array,
   ('numpy', 'dtype'): _Dtype,
-  ('_codecs', 'encode'): _encode,  # bytes, in old pickles
+  ('_codecs', 'encode'): _encode,  # Bytes in old pickles.
   ('__builtin__', 'bytes'): _no_bytes,
   **{('ml_dtypes', name): kind for name, kind in _ML_DTYPES.items()},
 }
 for _core in ('numpy.core', 'numpy._core'):
-  _ADMITTED[_core + '.multiarray', '_reconstruct'] = _Array
-  _ADMITTED[_core + '.multiarray', 'scalar'] = _scalar
-  _ADMITTED[_core + '.numeric', '_frombuffer'] = _from_buffer
+  _ALLOWED[_core + '.multiarray', '_reconstruct'] = _Array
+  _ALLOWED[_core + '.multiarray', 'scalar'] = _scalar
+  _ALLOWED[_core + '.numeric', '_frombuffer'] = _from_buffer
 
 
 class _Unpickler(pickle.Unpickler):
+  """Resolves only the allowed globals."""
+
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _ADMITTED:
+    if (module, name) not in _ALLOWED:
       raise _Forbidden(f'{module}.{name}')
-    return _ADMITTED[module, name]
+    return _ALLOWED[module, name]
 
 
 def _array(value: Any) -> np.ndarray:
