@@ -173,13 +173,12 @@ class Heartbeat:
     self._failing.acquire()  # Never released: the first reason counts.
     for peer in self._peers.values():
       peer.send({'kind': 'failed', 'host': host, 'reason': reason})
-    text = f'error: Host {host} of {self._count}'
-    if host == self._index:
-      text += f', this one: {reason}'
-    else:
+    this = ', this one' if host == self._index else ''
+    text = f'error: Host {host} of {self._count}{this}: {reason.rstrip(".")}.'
+    if not this:
       text += (
-        f': {reason}. Host {self._index} stops too; start all hosts again to '
-        'resume from the last checkpoint.'
+        f' Host {self._index} stops too; start all hosts again to resume from '
+        'the last checkpoint.'
       )
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)

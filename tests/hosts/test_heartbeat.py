@@ -12,6 +12,7 @@ from tests.helpers import pods, program
 from tests.helpers.pods import GAME
 
 FOREVER = '--config.run.steps=1e7'
+THREE = (*GAME, '--config.batch_size=9')  # Divides over three hosts.
 
 
 def end(programs):
@@ -69,7 +70,7 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
     logdir,
     3,
     1,
-    *GAME,
+    *THREE,
     FOREVER,
     '--config.script=parallel',
     '--config.run.save_every=1',
@@ -101,7 +102,7 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
   # The run resumes from the last commit.
   step = program.steps(logdir)[-1]
   last = f'--config.run.steps={step + 100}'
-  again = pods.run(logdir, 3, 1, *GAME, last)
+  again = pods.run(logdir, 3, 1, *THREE, last)
   assert [x.code for x in again] == [0] * 3, again
   assert f'checkpoint of step {step:,}' in again[0].out
 
@@ -195,7 +196,7 @@ def test_a_cut_link(tmp_path, network):
     tmp_path,
     3,
     1,
-    *GAME,
+    *THREE,
     FOREVER,
     '--config.run.save_every=1',
     prefix=lambda i: in_namespace(network[i], f'10.77.0.{i + 1}'),
