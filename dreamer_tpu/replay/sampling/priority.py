@@ -187,8 +187,8 @@ class Prioritized:
 
 def _pick(weights: np.ndarray, value: float) -> tuple[int, float]:
   """Returns the entry where the running sum passes `value`, and the rest."""
-  sums = np.cumsum(weights)
-  index = int(np.searchsorted(sums, value, side='right'))
-  # Rounding may lead past the last entry.
-  index = min(index, int(np.flatnonzero(weights)[-1]))
+  sums = weights.cumsum()
+  index = int(sums.searchsorted(value, side='right'))
+  if index == len(sums):  # By rounding.
+    index = int(np.flatnonzero(weights)[-1])
   return index, value - (sums[index] - weights[index])
