@@ -1,11 +1,12 @@
-"""The wrapper chain against values worked out by hand."""
+"""The wrapper chain against values computed by hand."""
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
-from dreamer_tpu.envs import wrappers
+from dreamer_tpu.agent import spaces as agent_spaces
+from dreamer_tpu.envs import conversion, wrappers
 from dreamer_tpu.errors import UserError
 from tests.helpers.sample_envs import Spaces
 
@@ -208,3 +209,7 @@ def test_pendulum_actions_are_scaled():
     ours = wrapped.step({'action': action})
     np.testing.assert_array_equal(ours[0]['vector'], obs)
     assert ours[1] == reward
+
+
+def test_agent_and_environments_reserve_the_same_names():
+  assert conversion.RESERVED == agent_spaces.RESERVED
