@@ -79,11 +79,6 @@ def check_names(obs: Mapping[str, Any], act: Mapping[str, Any]) -> None:
     raise UserError('there is nothing to observe except log/... keys')
 
 
-def observation_key(space: gymnasium.Space) -> str:
-  """Returns the name of an observation that is not a Dict."""
-  return 'image' if is_image(space) else 'vector'
-
-
 def observation_leaf(
   name: str, space: gymnasium.Space
 ) -> tuple[gymnasium.Space, Convert]:

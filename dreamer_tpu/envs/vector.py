@@ -107,15 +107,15 @@ class GymVector:
     obs, info = self._call('reset', seed=self._seeds)
     self._seeds = None
     none = np.zeros(self.num_envs, bool)
-    return self._result(obs, info, none, ~none, none, none)
+    self._last = ~none
+    return self._result(obs, info, none, none, none)
 
   def step(self, actions: dict[str, np.ndarray]) -> Obs:
     """Steps all environments."""
     self._steps += 1
     actions = {k: self._action(k, actions) for k in self.act_space}
-    obs, reward, terminated, truncated, info = self._call('step', actions)
-    first, last = self._last, terminated | truncated
-    return self._result(obs, info, reward, first, last, terminated)
+    obs, reward, terminal, truncated, info = self._call('step', actions)
+    return self._result(obs, info, reward, terminal | truncated, terminal)
 
   def close(self) -> None:
     """Ends the environments and their processes."""
@@ -157,21 +157,13 @@ class GymVector:
       where = method if method == 'reset' else f'step {self._steps:,}'
       raise kind(f'task {self._task}, {where}: {text}') from error
 
-  def _result(
-    self,
-    obs: Obs,
-    info: dict[str, Any],
-    reward: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
-    terminal: np.ndarray,
-  ) -> Obs:
-    self._last = last.copy()
+  def _result(self, obs, info, reward, last, terminal) -> Obs:
+    first, self._last = self._last, last.copy()
     return {
       **obs,
       **self._logs(info),
       'reward': np.asarray(reward, np.float32),
-      'is_first': first.copy(),
+      'is_first': first,
       'is_last': last.copy(),
       'is_terminal': terminal.copy(),
     }

@@ -33,8 +33,8 @@ def wrap(env: gymnasium.Env, task: str, index: int = 0) -> gymnasium.Wrapper:
     UserError: The agent cannot take a space.
   """
   try:
-    acting = DictAction(env)
-    wrapped = DictObservation(acting, index)
+    acting = _DictAction(env)
+    wrapped = _DictObservation(acting, index)
     conversion.check_names(wrapped.spaces, acting.spaces)
   except UserError as error:
     raise UserError(f'task {task}: {error}') from error
@@ -59,7 +59,7 @@ def located(error: Exception, index: int, prefix: str = '') -> Exception:
   )
 
 
-class DictAction(gymnasium.ActionWrapper):
+class _DictAction(gymnasium.ActionWrapper):
   """Maps a flat dict of the agent's actions to the environment's action."""
 
   def __init__(self, env: gymnasium.Env):
@@ -73,7 +73,6 @@ class DictAction(gymnasium.ActionWrapper):
     self.action_space = Dict(self.spaces)
 
   def action(self, action: dict[str, np.ndarray]) -> Any:
-    """Returns the environment's action."""
     return self._build(self.env.action_space, action, 'action')
 
   def _build(self, space: gymnasium.Space, action: dict, path: str) -> Any:
@@ -86,14 +85,15 @@ class DictAction(gymnasium.ActionWrapper):
     }
 
 
-class DictObservation(gymnasium.Wrapper):
+class _DictObservation(gymnasium.Wrapper):
   """Returns flat dicts of the agent's observations; checks every value."""
 
   def __init__(self, env: gymnasium.Env, index: int):
     super().__init__(env)
     self._index = index
     self._given = env.observation_space
-    self._key = conversion.observation_key(self._given)
+    image = conversion.is_image(self._given)
+    self._key = 'image' if image else 'vector'
     self._convert = {}
     self.spaces: dict[str, gymnasium.Space] = {}
     for name, space in conversion.flatten(self._given, self._key).items():
@@ -102,7 +102,6 @@ class DictObservation(gymnasium.Wrapper):
     self.observation_space = Dict(self.spaces)
 
   def reset(self, *, seed=None, options=None):
-    """Resets the environment."""
     try:
       obs, info = self.env.reset(seed=seed, options=options)
       return self._observation(obs), self._logs(info)
@@ -110,7 +109,6 @@ class DictObservation(gymnasium.Wrapper):
       raise located(error, self._index) from error
 
   def step(self, action):
-    """Steps the environment."""
     try:
       obs, reward, terminated, truncated, info = self.env.step(action)
       reward = float(reward)
