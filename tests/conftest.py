@@ -1,7 +1,7 @@
-"""Tests run on eight virtual CPU devices, or on what JAX_PLATFORMS names.
+"""Runs tests on eight virtual CPU devices, or on the platform JAX_PLATFORMS.
 
-Only the platform and the compilation cache reach the processes that tests
-start; these see as many devices as any other program.
+Processes started by tests inherit the platform and the compilation cache, but
+not the number of devices.
 """
 
 import os

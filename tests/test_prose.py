@@ -1,4 +1,4 @@
-"""Docstrings say what a thing does or is, verb or noun first."""
+"""Docstrings open with a verb or a noun, never with an indirect question."""
 
 import ast
 import pathlib

@@ -1,0 +1,1 @@
+"""Checkpoints: saving, restoring, retention, and import of public ones."""

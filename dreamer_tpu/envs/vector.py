@@ -169,7 +169,7 @@ class GymVector:
     }
 
   def _logs(self, info: dict[str, Any]) -> Obs:
-    """Returns the log scalars of the infos; once seen, a key is always there."""
+    """Returns the log scalars of the infos; a key stays once it was seen."""
     self._log_keys.update(k for k in info if k.startswith(LOG))
     result = {}
     for key in self._log_keys:

@@ -43,7 +43,7 @@ def start(makers: list[MakeEnv], task: str) -> AsyncVectorEnv:
 
 
 def stop(env: AsyncVectorEnv, timeout: float = 5.0) -> None:
-  """Ends the workers by closing their pipes; kills them after `timeout` seconds.
+  """Ends the workers by closing their pipes; kills them after a timeout.
 
   Unlike `AsyncVectorEnv.close_extras`, which waits without limit for workers
   that hang and raises if one has died.
@@ -62,7 +62,7 @@ def stop(env: AsyncVectorEnv, timeout: float = 5.0) -> None:
 
 
 def dead(env: AsyncVectorEnv) -> str:
-  """Returns the names of the workers that have ended, or '' if there are none."""
+  """Returns the names of the workers that have ended, '' if there are none."""
   time.sleep(0.1)  # The exit code of a killed process takes a moment.
   return ', '.join(
     f'environment {i} (exit code {process.exitcode})'

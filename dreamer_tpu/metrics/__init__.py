@@ -1,0 +1,1 @@
+"""Metrics of a run: aggregation, timers, and writers."""

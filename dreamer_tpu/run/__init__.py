@@ -1,0 +1,1 @@
+"""Run scripts, one per value of the option `script`."""

@@ -105,7 +105,8 @@ def _progress(
     scores.append(episode['score'])
     terminal.progress_line(
       f'episode {len(scores)}/{total} | score {number(scores[-1])} | '
-      f'length {number(episode["length"])} | mean {number(float(np.mean(scores)))}'
+      f'length {number(episode["length"])} | '
+      f'mean {number(float(np.mean(scores)))}'
     )
 
   return finished

@@ -78,19 +78,19 @@ class Progress:
 
   @property
   def filled(self) -> bool:
-    """Whether the replay of this host holds enough data to train."""
+    """True if the replay of this host holds enough data to train."""
     return len(self._replay) >= self.needed
 
   @property
   def done(self) -> bool:
-    """Whether the run has reached its end."""
+    """True if the run has reached its end."""
     if self.offline:
       return self.update >= self.max_update
     return self.step >= self.max_step
 
   @property
   def running(self) -> bool:
-    """Whether the run is neither done nor asked to stop."""
+    """True until the run is done or asked to stop."""
     return not self.done and not self._stopped
 
   @property
@@ -100,18 +100,18 @@ class Progress:
 
   @property
   def idle(self) -> bool:
-    """Whether no update is due, as far as this host knows."""
+    """True if no update is due, as far as this host knows."""
     return not (self.offline or self.pending or self._new_steps)
 
   @property
   def caught_up(self) -> bool:
-    """Whether to wait for the last update: none is pending, or it compiled."""
+    """True if no update is pending, or if the last one compiled."""
     compiled = self.update == self._first_update + 1
     return compiled or not (self.offline or self.pending)
 
   @property
   def unlogged(self) -> bool:
-    """Whether anything happened since the last log."""
+    """True if anything happened since the last log."""
     return self.step > self.logged or self.offline
 
   def should_wait(self) -> bool:

@@ -108,7 +108,7 @@ class Evaluator:
     Returns:
       'eval/episode/*' statistics of the episodes, videos of one environment,
       and 'eval/*' losses and videos of the evaluation replay; empty if the run
-      was asked to stop meanwhile.
+      is to stop.
     """
     self.policy.params = params
     result = evaluate(

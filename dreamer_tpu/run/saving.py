@@ -106,7 +106,7 @@ class Saver:
     if not self._warned:
       logging.warning(
         'Writing a checkpoint takes longer than run.save_every=%g seconds; '
-        'skipping saves meanwhile.',
+        'skipping saves until it is done.',
         self._config.run.save_every,
       )
     self._warned = True

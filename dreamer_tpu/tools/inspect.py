@@ -78,8 +78,8 @@ def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:
   agents = [x for x in steps if not layout.has_replay(folder.parent / str(x))]
   if agents:
     yield f'without replay {", ".join(map(str, agents))}'
-  if damaged := layout.quarantined(folder.parent):
-    yield f'damaged {", ".join(x.name for x in damaged)}'
+  if corrupt := layout.quarantined(folder.parent):
+    yield f'corrupt {", ".join(x.name for x in corrupt)}'
   if (score := layout.read_score(folder)) is not None:
     yield f'score {score:g}'
   items = sorted(x.name for x in folder.iterdir() if x.is_dir())

@@ -23,7 +23,7 @@ LIMIT = 180
 
 
 class Result(NamedTuple):
-  """What a campaign has seen.
+  """Results of a campaign.
 
   Attributes:
     kills: Processes pairs killed.
@@ -52,7 +52,7 @@ class Campaign:
     self._faults = []
 
   def run(self, kills):
-    """Kills so many times, then starts once more to look."""
+    """Kills the processes `kills` times, then starts them to look."""
     for number in range(kills + 1):
       processes = Processes('forever', self._logdir, COUNT)
       try:

@@ -35,7 +35,7 @@ def test_one_two_four_one(tmp_path):
 
 
 def events(processes):
-  """What happened, by process."""
+  """Returns the events by process."""
   return [[(x['event'], x['step']) for x in y] for y in processes.lines]
 
 

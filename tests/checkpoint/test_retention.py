@@ -1,4 +1,4 @@
-"""Which steps stay, with what of them, and what stays on the disk."""
+"""Retention: the steps that stay, their parts, and what is on disk."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_the_best_by_score(tmp_path):
   lines = list(inspect.report(tmp_path))
   assert 'steps 30, 80' in lines
   assert 'without replay 30' in lines
-  assert 'damaged 90.damaged' in lines
+  assert 'corrupt 90.damaged' in lines
   assert 'score 6' in lines
 
 

@@ -272,13 +272,13 @@ def test_too_large_for_the_chip():
 
 @pytest.mark.slow
 def test_memory_of_a_model_with_images():
-  """Of 1,024 images of 96 x 96, only what gradients need is stored."""
+  """Stores only what gradients need of 1,024 images of 96 x 96."""
   assert peak('size12m', '--topology=v5e:1x1') < 2 * 2**30
 
 
 @pytest.mark.slow
 def test_a_model_axis_divides_memory():
-  """What remains replicated is small."""
+  """Replicates only small arrays."""
   mesh = ['--config.mesh.data=1', '--config.mesh.model=4']
   shared = peak('size400m', '--topology=v5e:2x2', *mesh)
   assert shared < 0.35 * peak('size400m', '--topology=v5e:1x1')

@@ -74,7 +74,7 @@ _PATTERNS = {
 
 
 def from_public(name: str) -> str:
-  """Returns our name for a public one: 'dyn/dyngru/kernel' -> 'rssm/gru/kernel'.
+  """Maps a public name, such as 'dyn/dyngru/kernel', to 'rssm/gru/kernel'.
 
   Raises:
     KeyError: There is no such parameter here (e.g. optimizer moments).

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Rows) -> str:
-  """Formats rows as columns, or as lines if there are more rows than figures."""
+  """Formats rows as columns, or as lines if they outnumber the figures."""
   names = list(dict.fromkeys(name for row in rows for name in row))
   lines = [[name, *(_text(row.get(name)) for row in rows)] for name in names]
   if len(rows) > len(names):

@@ -100,8 +100,8 @@ def comparison(plan: 'UpdatePlan') -> str:
 def lines(plan: 'UpdatePlan') -> Iterator[str]:
   """Yields the lines of a plan as text."""
   yield (
-    f'{plan.topology}, {plan.chips} chips on {plan.hosts} hosts, mesh {_mesh(plan)}, '
-    f'batch {plan.batch_size} x {plan.batch_length}'
+    f'{plan.topology}, {plan.chips} chips on {plan.hosts} hosts, '
+    f'mesh {_mesh(plan)}, batch {plan.batch_size} x {plan.batch_length}'
   )
   yield f'parameters   {plan.parameters:,}'
   over = (plan.peak - plan.hbm) / GIB

@@ -34,8 +34,8 @@ _HEADER = (
   'human-norm.',
 )
 _NOTES = (
-  'score: median over seeds of the last tenth of the steps. published: median at',
-  'that step. area: relative to the published median, over the common range.',
+  'score: median over seeds of the last tenth of the steps. published: median',
+  'at that step. area: relative to the published median, over common steps.',
 )
 
 Groups = dict[tuple[str, str, str], list[curves.Run]]
