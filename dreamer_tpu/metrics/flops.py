@@ -1,7 +1,7 @@
-"""FLOPs of a JAX program, counted on its jaxpr.
+"""Counts the FLOPs of a JAX program from its jaxpr.
 
-The compiler's own cost analysis counts the body of a loop once, however often
-it runs. Here the lengths of scans are multiplied in.
+XLA's cost analysis counts the body of a loop once. Here it is multiplied by
+the length of the scan.
 """
 
 import collections
@@ -15,13 +15,12 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-# Peak dense bfloat16 FLOP/s of one device, by the start of its device kind;
-# the first that fits is taken.
+# Peak dense bfloat16 FLOP/s of one device by prefix of its device kind; the
+# first match counts.
 _PEAKS = (
   ('TPU v4', 275e12),
   ('TPU v5 lite', 197e12),
   ('TPU v5e', 197e12),
-  ('TPU v5p', 459e12),
   ('TPU v5', 459e12),
   ('TPU v6 lite', 918e12),
   ('TPU v6e', 918e12),
@@ -32,7 +31,7 @@ _PEAKS = (
   ('NVIDIA GH200', 989e12),
 )
 
-# Primitives that move, compare or make up numbers.
+# Primitives that move, compare or generate numbers.
 _FREE_NAMES = """
   all_gather all_to_all argmax argmin bitcast_convert_type broadcast
   broadcast_in_dim clamp concatenate convert_element_type copy copy_p
@@ -44,37 +43,34 @@ _FREE_NAMES = """
   sharding_constraint shift_left sign slice sort split squeeze stop_gradient
   threefry2x32 top_k transpose
 """
-# Primitives that work once on every element that goes in.
+# Primitives that do one operation per input element.
 _PER_INPUT_NAMES = """
   cumlogsumexp cummax cummin cumprod cumsum reduce reduce_prod reduce_sum
   reduce_window reduce_window_sum
 """
-_MATMULS = ('dot_general', 'conv_general_dilated')
 _FREE = frozenset(_FREE_NAMES.split())
 _PER_INPUT = frozenset(_PER_INPUT_NAMES.split())
+_MATMULS = ('dot_general', 'conv_general_dilated')
 
-# By primitive and scope.
+# FLOPs by primitive and scope.
 Totals = collections.defaultdict[tuple[str, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """The floating-point operations of a program, over all its devices.
+  """Floating-point operations of a program, over all its devices.
 
   Attributes:
     total: All operations; a multiply-add is two.
-    matmul: Those in products and convolutions, the part of a model's FLOPs
-      that its matrix units can run.
-    by_primitive: `total` by the name of the primitive, largest first.
-    by_scope: `total` by the names around an operation, as `jax.named_scope`
-      and transformations give them.
-    exact: False if the program holds a `while` loop, whose body is counted
-      once because its length is not known.
+    matmul: Operations in matrix products and convolutions.
+    by_scope: `total` by name stack, from `jax.named_scope` and
+      transformations.
+    exact: False if the program has a `while` loop, whose body is counted once
+      because its length is unknown.
   """
 
   total: float
   matmul: float
-  by_primitive: dict[str, float]
   by_scope: dict[str, float]
   exact: bool
 
@@ -84,40 +80,36 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
   Args:
     fn: A function that JAX can trace, jitted or not.
-    *args: Arrays or `jax.ShapeDtypeStruct`s, nested as `fn` wants them.
-    **kwargs: The same, by keyword.
+    *args: Trees of arrays or `jax.ShapeDtypeStruct`s.
+    **kwargs: Trees of arrays or `jax.ShapeDtypeStruct`s.
   """
-  # What has options of the compiler can only be traced as it is.
+  # A function with compiler options cannot be jitted again.
   jitted = fn if isinstance(fn, jax.stages.Wrapped) else jax.jit(fn)
   return count_jaxpr(jitted.trace(*args, **kwargs).jaxpr)
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
-  """Counts the FLOPs of a traced program, but for what nothing depends on."""
+  """Counts the FLOPs of a traced program, without dead code."""
   totals: Totals = collections.defaultdict(float)
   jaxpr = _open(jaxpr)
   used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   exact = _walk(used, 1.0, totals, '')
-  by_primitive: dict[str, float] = collections.defaultdict(float)
   by_scope: dict[str, float] = collections.defaultdict(float)
-  for (name, scope), flops in sorted(totals.items(), key=lambda x: -x[1]):
-    by_primitive[name] += flops
+  for (_, scope), flops in totals.items():
     by_scope[scope] += flops
-  by_primitive = dict(sorted(by_primitive.items(), key=lambda x: -x[1]))
   return Flops(
     total=sum(totals.values()),
-    matmul=sum(by_primitive.get(name, 0.0) for name in _MATMULS),
-    by_primitive=by_primitive,
+    matmul=sum(x for (name, _), x in totals.items() if name in _MATMULS),
     by_scope=dict(by_scope),
     exact=exact,
   )
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Returns a device's peak bfloat16 FLOP/s; None where it is not known.
+  """Returns a device's peak bfloat16 FLOP/s, or None if unknown.
 
   Args:
-    device_kind: As `jax.Device.device_kind` has it, 'TPU v5 lite' for one.
+    device_kind: `jax.Device.device_kind`, such as 'TPU v5 lite'.
   """
   for prefix, peak in _PEAKS:
     if device_kind.lower().startswith(prefix.lower()):
@@ -128,7 +120,7 @@ def peak_flops(device_kind: str) -> float | None:
 def _walk(
   jaxpr: core.Jaxpr, times: float, totals: Totals, outside: str
 ) -> bool:
-  """Adds the FLOPs of a jaxpr that runs `times` times. Returns: exact."""
+  """Adds the FLOPs of a jaxpr run `times` times. Returns whether exact."""
   exact = True
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
@@ -136,7 +128,7 @@ def _walk(
     if name == 'cond':
       exact &= _walk_branches(eqn.params, times, totals, scope)
     elif name.startswith('scatter'):
-      # Its jaxpr combines two scalars.
+      # The inner jaxpr combines two scalars.
       if name != 'scatter':
         totals[name, scope] += times * _size(eqn.invars[2])
     elif bodies := list(_bodies(eqn)):
@@ -151,7 +143,7 @@ def _walk(
 def _walk_branches(
   params: Any, times: float, totals: Totals, scope: str
 ) -> bool:
-  """Adds the most expensive branch, or the one that no platform has to itself."""
+  """Adds the default branch of a platform-dependent cond, else the largest."""
   branches = params['branches']
   platforms = params.get('branches_platforms')
   if platforms and None in platforms:
@@ -168,7 +160,7 @@ def _walk_branches(
 
 
 def _bodies(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, float]]:
-  """The jaxprs an equation calls, each with how often."""
+  """Yields the jaxprs that an equation calls, with their repetitions."""
   name, params = eqn.primitive.name, eqn.params
   if name in _PER_INPUT or name in _FREE:
     return
@@ -186,7 +178,7 @@ def _bodies(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, float]]:
 
 
 def _flops(eqn: core.JaxprEqn) -> float:
-  """The FLOPs of an equation that calls nothing."""
+  """Returns the FLOPs of an equation without inner jaxprs."""
   name = eqn.primitive.name
   if name == 'dot_general':
     return _dot_flops(eqn)
@@ -206,39 +198,33 @@ def _dot_flops(eqn: core.JaxprEqn) -> float:
 
 
 def _conv_flops(eqn: core.JaxprEqn) -> float:
-  """Counts products with real elements, not with padding or dilation holes."""
+  """Counts products with elements, not with padding or dilation holes."""
   params = eqn.params
   numbers = params['dimension_numbers']
   lhs, rhs = map(_shape, eqn.invars[:2])
   out = _shape(eqn.outvars[0])
   taps = 1
-  for index, (a, b, c) in enumerate(
-    zip(
-      numbers.lhs_spec[2:],
-      numbers.rhs_spec[2:],
-      numbers.out_spec[2:],
-      strict=True,
-    )
-  ):
+  specs = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
+  for i, (a, b, c) in enumerate(zip(*(x[2:] for x in specs), strict=True)):
     taps *= _taps(
       lhs[a],
       rhs[b],
       out[c],
-      params['window_strides'][index],
-      params['padding'][index][0],
-      params['lhs_dilation'][index],
-      params['rhs_dilation'][index],
+      params['window_strides'][i],
+      params['padding'][i][0],
+      params['lhs_dilation'][i],
+      params['rhs_dilation'][i],
     )
   channels_in = rhs[numbers.rhs_spec[1]]
   channels_out = out[numbers.out_spec[1]]
   batch = out[numbers.out_spec[0]]
-  # With batch groups each output sees one group of the input's batch only,
-  # and `batch` is already that of one group.
+  # With batch groups, each output depends on one group of the input's batch,
+  # and `batch` is the size of one group.
   return 2 * batch * channels_out * channels_in * taps
 
 
 def _taps(size, kernel, out, stride, pad, lhs_dilation, rhs_dilation) -> int:
-  """How many pairs of output position and kernel tap meet an input element."""
+  """Counts pairs of output position and kernel tap with an input element."""
   position = (
     np.arange(out)[:, None] * stride
     - pad

@@ -1,4 +1,4 @@
-"""How fast the updates are, and how much of the hardware they use."""
+"""Time of updates and hardware utilization."""
 
 import functools
 
@@ -7,15 +7,15 @@ from jax.extend import core
 
 from dreamer_tpu.metrics import flops
 
-# What JAX reports of a compilation, after tracing.
-_COMPILING = (
+# JAX monitoring events of compilation, tracing excluded.
+_COMPILE_EVENTS = (
   '/jax/core/compile/jaxpr_to_mlir_module_duration',
   '/jax/core/compile/backend_compile_duration',
 )
 
 
 class Performance:
-  """The metrics `perf/{update_ms,flops_per_update,mfu,compile_s}`."""
+  """Computes `perf/{update_ms,flops_per_update,mfu,compile_s}`."""
 
   def __init__(self) -> None:
     self._peak: float | None = None
@@ -28,26 +28,26 @@ class Performance:
     """Counts the FLOPs of an update, over all devices.
 
     Args:
-      jaxpr: Of the train step.
-      device_kind: Of the devices, as `jax.Device.device_kind` has it.
-      devices: How many compute an update together.
+      jaxpr: The train step.
+      device_kind: `jax.Device.device_kind` of the devices.
+      devices: Number of devices that compute an update together.
     """
     self._update = flops.count_jaxpr(jaxpr)
     peak = flops.peak_flops(device_kind)
     self._peak = peak and devices * peak
 
   def stats(self, seconds: float | None) -> dict[str, float]:
-    """What is known.
+    """Returns the available metrics.
 
     Args:
-      seconds: Of one update, if there was any.
+      seconds: Duration of one update; None before the first.
 
     Returns:
-      `perf/compile_s` (seconds that this process has compiled for),
+      `perf/compile_s` (compile time of this process in seconds),
       `perf/flops_per_update`, `perf/update_ms` (milliseconds), and `perf/mfu`:
-      the FLOP/s in products and convolutions as a share of the peak of all
-      devices. What is recomputed to save memory counts as well. On devices
-      whose peak is not known, such as a CPU, it is absent.
+      the FLOP/s of matrix products and convolutions, including rematerialized
+      ones, as a fraction of the peak of all devices. It is absent for devices
+      of unknown peak, such as CPUs.
     """
     stats = {'perf/compile_s': sum(_compile_seconds())}
     if self._update:
@@ -61,11 +61,11 @@ class Performance:
 
 @functools.cache
 def _compile_seconds() -> list[float]:
-  """A list that grows with every compilation of this process."""
+  """Returns a list to which every compilation of this process is appended."""
   seconds: list[float] = []
 
   def listen(event: str, duration_secs: float, **_: object) -> None:
-    if event in _COMPILING:
+    if event in _COMPILE_EVENTS:
       seconds.append(duration_secs)
 
   jax.monitoring.register_event_duration_secs_listener(listen)

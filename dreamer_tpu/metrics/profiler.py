@@ -1,4 +1,4 @@
-"""A trace of some updates, for TensorBoard's profiler or Perfetto."""
+"""Profiler traces of selected updates."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from etils import epath
 
 
 class Profiler:
-  """Traces the updates of a range, on process 0.
+  """Traces a range of updates on process 0, for TensorBoard or Perfetto.
 
-  CLU's own action does the same with an import of TensorFlow, which stays out
-  of the process that trains. The trace lies in LOGDIR/plugins/profile/.
+  Traces are written to LOGDIR/plugins/profile/. CLU's profiler is not used
+  because it imports TensorFlow into the training process.
 
-  Use it as a context manager, or call `close`, so that a run that ends within
-  the range leaves its trace, too.
+  Use as a context manager, so that a run that ends within the range writes its
+  trace, too.
 
   Args:
-    updates: 'FIRST:END' of the updates, counted from 0 without END; '' for
+    updates: Range 'FIRST:END' of updates, counted from 0, END excluded; '' for
       none.
-    logdir: Of the run.
-    log_status: Shows a line on the terminal.
+    logdir: Directory of the run.
+    log_status: Prints a status line.
   """
 
   def __init__(
@@ -30,7 +30,7 @@ class Profiler:
     updates: str,
     logdir: epath.PathLike,
     log_status: Callable[[str], None],
-  ):
+  ) -> None:
     traced = updates if jax.process_index() == 0 else ''
     self._first, self._end = map(int, (traced or '0:0').split(':'))
     self._logdir = os.fspath(logdir)
@@ -38,10 +38,10 @@ class Profiler:
     self._tracing = False
 
   def __call__(self, update: int) -> contextlib.AbstractContextManager[Any]:
-    """The context in which an update is made.
+    """Returns the context of an update.
 
     Args:
-      update: Updates before it.
+      update: Number of updates before it.
     """
     inside = self._first <= update < self._end
     if inside and not self._tracing:
@@ -53,7 +53,7 @@ class Profiler:
     return contextlib.nullcontext()
 
   def close(self) -> None:
-    """Ends the trace, if there is one."""
+    """Ends the current trace, if any."""
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()

@@ -1,67 +1,58 @@
-"""What the process and its workers use of the machine."""
+"""Memory and CPU usage of the process and its children."""
 
+import contextlib
 import time
+from collections.abc import Callable
 
 import psutil
 
 
 class Usage:
-  """Memory and processor time of this process and all its children."""
+  """Memory and CPU time of this process and all its children.
 
-  def __init__(self) -> None:
+  Args:
+    clock: Monotonic time in seconds.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
     self._process = psutil.Process()
-    self._seconds: dict[int, float] = {}
-    self._time = time.monotonic()
-    self._cpu_seconds()
+    self._clock = clock
+    self._time = clock()
+    _, self._seconds = self._measure()
 
   def stats(self, hbm_bytes: float | None = None) -> dict[str, float]:
-    """Returns the usage now, and of processors since the previous call.
+    """Returns the memory in use, and CPU usage since the previous call.
 
     Args:
       hbm_bytes: Bytes in use on the first local device, from its
-        `memory_stats()`; None where the device does not tell.
+        `memory_stats()`; None if the device does not report them.
 
     Returns:
-      `usage/ram_gb` (GB, memory shared with children counted once),
-      `usage/cpu` (percent of one core, 800 is eight busy cores) and, where
-      given, `usage/hbm_gb` (GB).
+      `usage/ram_gb` (GB; memory shared with children counts once),
+      `usage/cpu` (percent of one core: 800 is eight busy cores) and
+      `usage/hbm_gb` (GB; absent for None).
     """
-    now = time.monotonic()
-    seconds = self._cpu_seconds()
+    now = self._clock()
     elapsed = max(now - self._time, 1e-9)
-    self._time = now
+    ram, seconds = self._measure()
+    spent = sum(x - self._seconds.get(pid, 0.0) for pid, x in seconds.items())
+    self._time, self._seconds = now, seconds
     stats = {
-      'usage/ram_gb': self._ram_bytes() / 1e9,
-      'usage/cpu': 100 * seconds / elapsed,
+      'usage/ram_gb': ram / 1e9,
+      'usage/cpu': 100 * max(spent, 0.0) / elapsed,
     }
     if hbm_bytes is not None:
       stats['usage/hbm_gb'] = hbm_bytes / 1e9
     return stats
 
-  def _cpu_seconds(self) -> float:
-    """Processor seconds since the previous call, of the living processes."""
-    totals = {}
-    for process in self._family():
-      try:
-        times = process.cpu_times()
-      except psutil.NoSuchProcess:
-        continue
-      totals[process.pid] = times.user + times.system
-    spent = sum(
-      total - self._seconds.get(pid, 0.0) for pid, total in totals.items()
-    )
-    self._seconds = totals
-    return max(spent, 0.0)
-
-  def _ram_bytes(self) -> float:
-    total = self._process.memory_info().rss
-    for process in self._family()[1:]:
-      try:
-        info = process.memory_info()
-      except psutil.NoSuchProcess:
-        continue
-      total += info.rss - getattr(info, 'shared', 0)
-    return total
-
-  def _family(self) -> list[psutil.Process]:
-    return [self._process, *self._process.children(recursive=True)]
+  def _measure(self) -> tuple[float, dict[int, float]]:
+    """Returns the bytes in use, and the CPU seconds of each live process."""
+    ram, seconds = self._process.memory_info().rss, {}
+    children = self._process.children(recursive=True)
+    for process in (self._process, *children):
+      with contextlib.suppress(psutil.NoSuchProcess):
+        times, memory = process.cpu_times(), process.memory_info()
+        seconds[process.pid] = times.user + times.system
+        if process is not self._process:
+          ram += memory.rss - getattr(memory, 'shared', 0)
+    return ram, seconds

@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+_SPEEDS = {'fps/policy': '{} steps/s', 'fps/train': '{} replayed/s'}
+_SCORES = {
+  'episode/score': 'score {}',
+  'eval/episode/score': 'eval score {}',
+  'episode/length': 'length {}',
+}
 _LOSS = 'train/loss/'
+_UNITS = ((1e12, 'T', 1e12), (1e9, 'G', 1e9), (1e6, 'M', 1e6), (1e4, 'k', 1e3))
 # Progress lines from which the remaining time is extrapolated.
 _RECENT = 10
 
@@ -70,8 +77,8 @@ class Terminal:
     parts = [
       f'{unit} {number(step)}/{number(total)} ({percent(step, total)})',
       f'left {self._left(step, total, metrics)}',
-      *_speeds(metrics),
-      *_scores(metrics),
+      *_select(metrics, _SPEEDS),
+      *_select(metrics, _SCORES),
       *_losses(metrics),
     ]
     self.progress_line(' | '.join(parts))
@@ -99,7 +106,7 @@ class Terminal:
     end = 'done' if done else 'stopped, run again to resume'
     self._print(f'{end}: {step:,} steps, {update:,} updates')
     for name, text in (
-      ('result', '  '.join(_scores(metrics))),
+      ('result', '  '.join(_select(metrics, _SCORES))),
       ('losses', ' '.join(_losses(metrics)).removeprefix('loss ')),
       ('time', _times(shares, metrics)),
       ('logdir', logdir),
@@ -140,19 +147,18 @@ class Terminal:
 
 def number(value: float) -> str:
   """Formats a number compactly: 950, 12.4k, 3.1M, 0.00012."""
-  value = float(value)
+  size = abs(value)
   if not math.isfinite(value):
-    return str(value)
-  for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
-    # Values that round up to 1000 use the next unit.
-    scale = 1e3 if unit == 'k' else size
-    if abs(value) >= size * 0.9995:
-      return (
-        f'{value / scale:.3g}{unit}' if abs(value) < 1e15 else f'{value:.1e}'
-      )
+    return str(float(value))
+  if size >= 1e15:
+    return f'{value:.1e}'
+  # Values that round up to 1000 use the next unit.
+  for start, unit, scale in _UNITS:
+    if size >= 0.9995 * start:
+      return f'{value / scale:.3g}{unit}'
   if value == round(value):
     return str(int(value))
-  return f'{value:.4g}' if abs(value) >= 100 else f'{value:.3g}'
+  return f'{value:.4g}' if size >= 100 else f'{value:.3g}'
 
 
 def duration(seconds: float) -> str:
@@ -177,24 +183,12 @@ def percent(part: float, whole: float) -> str:
   return f'{math.floor(1000 * min(1, part / whole)) / 10:g}%'
 
 
-def _speeds(metrics: Mapping[str, float]) -> list[str]:
-  units = {'fps/policy': 'steps/s', 'fps/train': 'replayed/s'}
+def _select(
+  metrics: Mapping[str, float], formats: Mapping[str, str]
+) -> list[str]:
   return [
-    f'{number(metrics[name])} {unit}'
-    for name, unit in units.items()
-    if name in metrics
-  ]
-
-
-def _scores(metrics: Mapping[str, float]) -> list[str]:
-  labels = {
-    'episode/score': 'score',
-    'eval/episode/score': 'eval score',
-    'episode/length': 'length',
-  }
-  return [
-    f'{label} {number(metrics[name])}'
-    for name, label in labels.items()
+    text.format(number(metrics[name]))
+    for name, text in formats.items()
     if name in metrics
   ]
 

@@ -9,13 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 Clock = Callable[[], float]
 
 # Sections that do not advance the run.
-UNPRODUCTIVE = (
-  'starting',
-  'compiling',
-  'saving',
-  'reporting',
-  'evaluating',
-)
+UNPRODUCTIVE = ('starting', 'compiling', 'saving', 'reporting', 'evaluating')
 
 
 @dataclasses.dataclass(frozen=True)

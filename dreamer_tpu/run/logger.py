@@ -115,7 +115,7 @@ class Logger:
     progress = self.progress
     progress.logged = progress.step
     self.gather_episodes()
-    train = self._train.result()
+    train = self._train.take()
     if train and not self._counted_flops:
       self._count_flops()
     sections = self.timer.take()

@@ -24,7 +24,7 @@ def test_product_by_hand():
   assert result.exact
 
 
-def test_what_has_options_of_the_compiler():
+def test_compiler_options():
   fn = jax.jit(jnp.dot, compiler_options={'xla_cpu_enable_fast_math': False})
   assert flops.count(fn, shape(4, 8), shape(8, 3)).total == 2 * 4 * 8 * 3
 
@@ -59,7 +59,7 @@ def test_convolution_as_the_compiler(stride, padding, dilation, kernel):
 
   args = shape(3, 12, 10, 4), shape(kernel, kernel, 4, 6)
   assert flops.count(fn, *args).total == compiled_flops(fn, *args)
-  # The gradients dilate and pad on their own.
+  # Gradients dilate and pad.
   grad = jax.grad(lambda x, w: (fn(x, w) ** 2).sum(), (0, 1))
   mine = flops.count(grad, *args).total
   assert mine == pytest.approx(compiled_flops(grad, *args), rel=0.05)
@@ -124,7 +124,7 @@ def test_scan_as_the_unrolled_program():
   assert mine.matmul == flops.count(unrolled, *args).matmul
   assert mine.matmul == 6 * 3 * 2 * 32 * 128 * 128
   assert mine.total == pytest.approx(compiled_flops(unrolled, *args), rel=0.02)
-  # The reason to count here: the compiler sees the body once.
+  # XLA counts the body once.
   assert compiled_flops(scanned, *args) < mine.total / 3
 
 
@@ -145,7 +145,7 @@ def test_cond_takes_the_larger_branch():
   assert flops.count(fn, *args).matmul == 2 * 2 * 8**3
 
 
-def test_what_a_platform_does_in_another_way_is_not_counted():
+def test_the_default_branch_of_platforms_counts():
   def fn(x):
     return jax.lax.platform_dependent(
       x, cpu=lambda y: y @ y @ y, default=lambda y: y @ y
@@ -154,7 +154,7 @@ def test_what_a_platform_does_in_another_way_is_not_counted():
   assert flops.count(fn, jnp.ones((4, 4))).matmul == 2 * 4**3
 
 
-def test_what_nothing_depends_on_is_free():
+def test_dead_code_is_free():
   def fn(x):
     _ = jax.jit(lambda y: y @ y)(x)
     return jax.vjp(jnp.matmul, x, x)[1](x)[0]

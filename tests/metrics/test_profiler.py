@@ -1,4 +1,4 @@
-"""Traces, read back as the protocol buffers that TensorBoard reads."""
+"""Traces, read as TensorBoard reads them."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def train(profiler, updates):
 
 
 def steps(logdir):
-  """The numbers of the updates in all traces below a directory."""
+  """Returns the numbers of the updates in all traces below a directory."""
   found = []
   for path in logdir.glob('plugins/profile/*/*.xplane.pb'):
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -32,12 +32,12 @@ def steps(logdir):
 
 
 def test_a_range(tmp_path):
-  said = []
-  with Profiler('3:6', tmp_path, said.append) as profiler:
+  logged = []
+  with Profiler('3:6', tmp_path, logged.append) as profiler:
     train(profiler, range(10))
-    assert len(said) == 1
+    assert len(logged) == 1
   assert steps(tmp_path) == [3, 4, 5]
-  assert said == [f'Wrote the trace to {tmp_path}/plugins/profile.']
+  assert logged == [f'Wrote the trace to {tmp_path}/plugins/profile.']
 
 
 def test_a_run_that_ends_within_it(tmp_path):

@@ -13,7 +13,7 @@ def test_video_round_trip(tmp_path, channels):
   ramp = np.linspace(0, 255, 32).astype(np.uint8)
   frames = np.zeros((7, 32, 24, channels), np.uint8)
   frames += ramp[:, None, None]
-  frames[3:5, :8] = 200  # Two equal neighbours.
+  frames[3:5, :8] = 200  # Two equal neighbors.
   path = tmp_path / 'a/b.gif'
   video.write_gif(path, frames)
   back = video.read_gif(path)

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: what lies in the files of its runs."""
+"""Weights & Biases, offline: the files of its runs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def offline(monkeypatch):
 
 
 def records(path):
-  """The protocol buffers in a file: a LevelDB log after 7 bytes."""
+  """Yields the protocol buffers in a file: a LevelDB log after 7 bytes."""
   from wandb.proto import wandb_internal_pb2
 
   data, at, parts = path.read_bytes(), 7, b''
@@ -35,7 +35,7 @@ def records(path):
     length, kind = struct.unpack_from('<HB', data, at + 4)
     parts += data[at + 7 : at + 7 + length]
     at += 7 + length
-    if kind in (1, 4):  # a whole one, or its last part
+    if kind in (1, 4):  # Full, or the last part.
       record = wandb_internal_pb2.Record()
       record.ParseFromString(parts)
       yield record
@@ -43,7 +43,7 @@ def records(path):
 
 
 def history(logdir):
-  """(run id, step, values) of all runs below a logdir, in the order of time."""
+  """Returns (run id, step, values) of all runs of a logdir, oldest first."""
   paths = sorted((logdir / 'wandb').glob('offline-run-*/*.wandb'))
   paths.sort(key=lambda path: path.stat().st_mtime_ns)
   found = []
@@ -109,7 +109,7 @@ def test_refusal_is_one_line(tmp_path, offline):
     try:
       Writers({str(tmp_path)!r}, ('wandb',))
     except UserError as error:
-      print('said', error)
+      print('error:', error)
   """
   env = {k: v for k, v in os.environ.items() if not k.startswith('WANDB_')}
   done = subprocess.run(
@@ -120,10 +120,10 @@ def test_refusal_is_one_line(tmp_path, offline):
     text=True,
     check=True,
   )
-  (said,) = done.stdout.splitlines()
-  assert said.startswith("said metrics.outputs: 'wandb' cannot start (")
-  assert 'wandb login' in said
-  assert 'WANDB_MODE=offline' in said
+  (line,) = done.stdout.splitlines()
+  assert line.startswith("error: metrics.outputs: 'wandb' cannot start (")
+  assert 'wandb login' in line
+  assert 'WANDB_MODE=offline' in line
 
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):

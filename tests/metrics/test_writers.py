@@ -1,5 +1,6 @@
-"""The files of a log directory, read back by other programs' readers."""
+"""Files of a log directory, read by other libraries."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ from PIL import Image
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl
-from dreamer_tpu.metrics.writers import BACKLOG, Writers, hparams
+from dreamer_tpu.metrics.writers import BACKLOG, Writers
+from tests.helpers.clock import Clock
 
 
 def lines(path):
@@ -54,7 +56,7 @@ def test_jsonl_content(tmp_path):
     'step': 1200,
     'frames': 4800,
     'update': 30,
-    'train/loss/dyn': 0.1,
+    'train/loss/dyn': float(np.float32(0.1)),
     'replay/items': 7,
     'fps/policy': 12.5,
   }
@@ -121,20 +123,24 @@ def test_a_line_survives_a_killed_process(tmp_path):
   assert lines(tmp_path / 'metrics.jsonl')[0]['x'] == 1.0
 
 
-def test_whole_file_uploads(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
+def test_object_stores_get_whole_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(jsonl, 'is_local', lambda path: False)
+  path, clock = tmp_path / 'metrics.jsonl', Clock()
   path.write_text('{"step": 1}\n{"step": 9}\n')
-  file = jsonl.JsonLines(path, 5, remote=True)
+  file = jsonl.JsonLines(path, 5, lambda upload: upload(), clock)
+  clock.advance(59)
   file.append({'step': 6})
   assert lines(path) == [{'step': 1}]
-  file.flush()
-  assert lines(path) == [{'step': 1}, {'step': 6}]
+  clock.advance(2)
   file.append({'step': 7})
+  assert lines(path) == [{'step': 1}, {'step': 6}, {'step': 7}]
+  file.append({'step': 8})
+  assert len(lines(path)) == 3
   file.close()
-  assert jsonl.read(path) == [{'step': 1}, {'step': 6}, {'step': 7}]
+  assert jsonl.read(path) == [{'step': x} for x in (1, 6, 7, 8)]
 
 
-def test_videos_lie_on_disk(tmp_path):
+def test_videos_are_files(tmp_path):
   frames = np.random.default_rng(0).integers(0, 256, (5, 24, 16, 3), np.uint8)
   with Writers(tmp_path, ('jsonl',)) as writers:
     writers.write(1, {'openloop/image': frames}, frames=1, update=1)
@@ -145,17 +151,27 @@ def test_videos_lie_on_disk(tmp_path):
   assert not list((tmp_path / 'videos/openloop').glob('*.partial'))
 
 
-def test_errors_of_the_background_surface(tmp_path):
-  writers = Writers(tmp_path, ('jsonl',))
+def test_background_errors_are_raised_by_the_next_call(tmp_path):
   (tmp_path / 'videos').write_text('in the way')
   video = {'video': np.zeros((1, 4, 4, 3), np.uint8)}
+  writers = Writers(tmp_path, ('jsonl',))
+
+  def write():
+    for step in range(BACKLOG + 2):
+      writers.write(step, video, frames=1, update=1)
+
+  with pytest.raises(OSError, match='videos'):
+    write()
+  with contextlib.suppress(OSError):  # Other writes may have failed, too.
+    writers.close()
+  writers = Writers(tmp_path, ('jsonl',))
   writers.write(1, video, frames=1, update=1)
   with pytest.raises(OSError, match='videos'):
-    writers.flush()
+    writers.close()
   writers.close()
 
 
-def test_wrong_use_is_named(tmp_path):
+def test_errors_name_the_cause(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r"file/run' cannot be written.*--logdir"):
     Writers(tmp_path / 'file/run', ('jsonl',))
@@ -183,24 +199,12 @@ def test_no_tensorflow_without_tensorboard(tmp_path):
   assert result.stdout.strip() == '[]', result.stderr
 
 
-def test_hyper_parameters_are_flat():
-  config = {'a': {'b': 1e-4, 'c': (96, 96)}, 'd': True, 'e': 'x', 'f': None}
-  assert hparams(config) == {
-    'a.b': 1e-4,
-    'a.c': '(96, 96)',
-    'd': True,
-    'e': 'x',
-    'f': 'None',
-  }
-
-
 def test_videos_do_not_pile_up(tmp_path):
-  """However fast they come, and all of them are written."""
   rng = np.random.default_rng(0)
   videos, most, count = [], 0, 4 * BACKLOG
   with Writers(tmp_path, ('jsonl',)) as writers:
     for i in range(count):
-      frames = rng.integers(0, 256, (16, 64, 64, 3), np.uint8)
+      frames = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
       videos.append(weakref.ref(frames))
       writers.write(i, {f'openloop/{i}': frames}, frames=i, update=i)
       del frames
