@@ -8,7 +8,6 @@ step that is kept for its agent only has a file `replay/released` instead.
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,14 +29,12 @@ QUARANTINED = 'damaged'
 SCORE = 'score'
 _COMMITTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
-PathLike = str | os.PathLike
-
 
 class CorruptCheckpoint(UserError):
   """Files of a step are missing, truncated or changed."""
 
 
-def absolute(path: PathLike) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
   """Returns the absolute path that Orbax needs, with `~` expanded."""
   full = epath.Path(path).expanduser()
   return full.absolute() if paths.is_local(full) else full
@@ -48,7 +45,7 @@ def is_step(path: epath.Path) -> bool:
   return all((path / name).exists() for name in _COMMITTED)
 
 
-def steps(directory: PathLike) -> list[int]:
+def steps(directory: epath.PathLike) -> list[int]:
   """Returns the steps that Orbax can open in `checkpoints/`, ascending."""
   root = absolute(directory)
   if not root.is_dir():
@@ -69,7 +66,7 @@ def quarantined(directory: epath.Path) -> list[epath.Path]:
   return sorted(directory.glob(f'*.{QUARANTINED}*'))
 
 
-def find_step(path: PathLike) -> epath.Path:
+def find_step(path: epath.PathLike) -> epath.Path:
   """Returns the step folder of a logdir, `checkpoints/` or a step folder.
 
   If `path` holds several steps, returns the newest.
@@ -191,14 +188,14 @@ def load_arrays(
   """
   if not wanted:
     return {}
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def target(path, _):
     leaf = wanted.get(name_of(path))
     if leaf is None:
       return ocp.PLACEHOLDER
-    sharding = getattr(leaf, 'sharding', None) or device
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding_of(leaf)
+    )
 
   targets = jax.tree_util.tree_map_with_path(target, shapes)
   try:
@@ -214,6 +211,12 @@ def load_arrays(
   if missing:
     raise unreadable(folder, ValueError(f'no data for {missing[0]}'))
   return arrays
+
+
+def sharding_of(leaf: Any) -> jax.sharding.Sharding:
+  """Returns the sharding of a leaf, by default the first local device."""
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return getattr(leaf, 'sharding', None) or device
 
 
 def _without_barriers() -> ocp.Context:

@@ -60,7 +60,7 @@ class Checkpointer:
 
   def __init__(
     self,
-    directory: layout.PathLike,
+    directory: epath.PathLike,
     *,
     keep: int = 2,
     keep_every: int = 0,
@@ -229,10 +229,7 @@ class Checkpointer:
 
   def poll(self) -> list[SaveResult]:
     """Returns results of saves that ended since the last call."""
-    results = []
-    while not self._results.empty():
-      results.append(self._results.get())
-    return results
+    return [self._results.get() for _ in range(self._results.qsize())]
 
   def wait(self) -> list[SaveResult]:
     """Waits for the save in progress and returns results like `poll`."""

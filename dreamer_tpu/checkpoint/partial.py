@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+from etils import epath
 
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.dreamerv3 import unpickle
@@ -64,17 +64,17 @@ class _Source:
 
 
 def restore_partial(
-  path: layout.PathLike, regex: str | Sequence[str], params: Any
+  path: epath.PathLike, regex: str, params: Any
 ) -> tuple[Any, Report]:
   """Replaces the chosen parameters by those of a checkpoint.
 
   Args:
     path: Logdir, checkpoints folder, step folder, or folder with agent.pkl of
       the public implementation.
-    regex: Patterns. A pattern chooses a parameter if it fully matches its
-      name, such as 'rssm/gru/kernel', or the name up to a '/': 'rssm' chooses
-      the whole RSSM. Names of the public implementation work for its
-      checkpoints ('enc|dyn|dec').
+    regex: Pattern that fully matches the names of the chosen parameters, such
+      as 'rssm/gru/kernel', or their names up to a '/': 'rssm' chooses the
+      whole RSSM. Names of the public implementation work for its checkpoints
+      ('enc|dyn|dec').
     params: Tree of arrays, or of `jax.ShapeDtypeStruct` with shardings, named
       like the agent's parameters. It may also hold `slow_value`, `retnorm`
       and `opt`.
@@ -84,32 +84,37 @@ def restore_partial(
     given ones, and a report.
 
   Raises:
-    UserError: There is no checkpoint, a pattern is invalid or matches
+    UserError: There is no checkpoint, the pattern is invalid or matches
       nothing, shapes differ, nothing is left to load, or a chosen leaf is
       missing of which `params` has only the shape.
   """
   source = _open(path)
   wanted = layout.flatten(params)
-  patterns = _compile([regex] if isinstance(regex, str) else regex)
-  chosen = _choose(patterns, wanted, source)
+  matches = _matcher(regex, source.aliases)
+  chosen = [name for name in wanted if matches(name)]
+  if not chosen:
+    modules = sorted({name.split('/')[0] for name in wanted})
+    raise UserError(
+      f"The pattern '{regex}' matches no parameter; those of the agent are in "
+      f'{", ".join(modules)}.'
+    )
   missing = [name for name in chosen if name not in source.arrays]
   found = [name for name in chosen if name in source.arrays]
-  _check(path, wanted, source, found, missing)
+  _check(path, wanted, source.arrays, found, missing)
   if not found:
-    shown = ', '.join(f"'{x.pattern}'" for x in patterns)
-    raise UserError(f"Nothing to load from '{path}' with {shown}.")
+    raise UserError(f"Nothing to load from '{path}' with '{regex}'.")
   loaded = source.load({name: wanted[name] for name in found})
-  spare = [name for name in source.parameters if name not in wanted]
+  unused = [name for name in source.parameters if name not in wanted]
   report = Report(
     loaded=tuple(found),
     kept=tuple(name for name in wanted if name not in set(chosen)),
     missing=tuple(missing),
-    unused=tuple(x for x in spare if _matches(patterns, x, source.aliases)),
+    unused=tuple(name for name in unused if matches(name)),
   )
   return layout.unflatten(loaded, params), report
 
 
-def _open(path: layout.PathLike) -> _Source:
+def _open(path: epath.PathLike) -> _Source:
   folder = unpickle.find(path)
   if folder is not None:
     return _open_public(folder)
@@ -128,75 +133,50 @@ def _open(path: layout.PathLike) -> _Source:
   return _Source(arrays, parameters, {}, load)
 
 
-def _open_public(folder: layout.PathLike) -> _Source:
+def _open_public(folder: epath.Path) -> _Source:
   checkpoint = unpickle.load(folder)
   arrays = checkpoint.params
 
+  def load_one(name: str, leaf: Any) -> jax.Array:
+    value = arrays[name].astype(leaf.dtype)
+    return jax.make_array_from_callback(
+      value.shape, layout.sharding_of(leaf), lambda index: value[index]
+    )
+
   def load(wanted: _Tree) -> dict[str, jax.Array]:
-    return {k: _to_device(arrays[k], leaf) for k, leaf in wanted.items()}
+    return {name: load_one(name, leaf) for name, leaf in wanted.items()}
 
   return _Source(arrays, arrays.keys(), checkpoint.public, load)
 
 
-def _to_device(value: np.ndarray, leaf: Any) -> jax.Array:
-  value = value.astype(leaf.dtype)
-  sharding = getattr(leaf, 'sharding', None)
-  if sharding is None:
-    return jax.device_put(value)
-  return jax.make_array_from_callback(
-    value.shape, sharding, lambda index: value[index]
-  )
+def _matcher(regex: str, aliases: Mapping[str, str]) -> Callable[[str], bool]:
+  """Returns a function that tests a name, and all modules that it is in."""
+  try:
+    pattern = re.compile(regex)
+  except re.error as error:
+    raise UserError(
+      f"'{regex}' is not a regular expression: {error}."
+    ) from error
 
+  def matches(name: str) -> bool:
+    parts = [x.split('/') for x in {name, aliases.get(name, name)}]
+    prefixes = ['/'.join(x[: i + 1]) for x in parts for i in range(len(x))]
+    return any(pattern.fullmatch(prefix) for prefix in prefixes)
 
-def _compile(patterns: Sequence[str]) -> list[re.Pattern]:
-  compiled = []
-  for pattern in patterns:
-    try:
-      compiled.append(re.compile(pattern))
-    except re.error as error:
-      raise UserError(
-        f"'{pattern}' is not a regular expression: {error}."
-      ) from error
-  if not compiled:
-    raise UserError("No pattern to choose parameters by; '.*' means all.")
-  return compiled
-
-
-def _choose(
-  patterns: list[re.Pattern], wanted: _Tree, source: _Source
-) -> list[str]:
-  """Returns the names that some pattern matches; each must match one."""
-  for pattern in patterns:
-    if not any(_matches([pattern], name, source.aliases) for name in wanted):
-      modules = sorted({name.split('/')[0] for name in wanted})
-      raise UserError(
-        f"The pattern '{pattern.pattern}' matches no parameter; those of the "
-        f'agent are in {", ".join(modules)}.'
-      )
-  return [x for x in wanted if _matches(patterns, x, source.aliases)]
-
-
-def _matches(
-  patterns: list[re.Pattern], name: str, aliases: Mapping[str, str]
-) -> bool:
-  """Returns whether a pattern matches a name, or a module that it is in."""
-  parts = [x.split('/') for x in {name, aliases.get(name, name)}]
-  prefixes = ['/'.join(x[: i + 1]) for x in parts for i in range(len(x))]
-  return any(p.fullmatch(prefix) for p in patterns for prefix in prefixes)
+  return matches
 
 
 def _check(
-  path: layout.PathLike,
+  path: epath.PathLike,
   wanted: _Tree,
-  source: _Source,
+  saved: _Tree,
   found: list[str],
   missing: list[str],
 ) -> None:
-  pairs = [
-    (k, list(wanted[k].shape), list(source.arrays[k].shape)) for k in found
-  ]
   differ = [
-    f'{k} {new} here, {old} there' for k, new, old in pairs if new != old
+    f'{name} {list(wanted[name].shape)} here, {list(saved[name].shape)} there'
+    for name in found
+    if tuple(wanted[name].shape) != tuple(saved[name].shape)
   ]
   if differ:
     raise UserError(

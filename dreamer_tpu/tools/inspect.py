@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def report(path: layout.PathLike, regex: str = '') -> Iterator[str]:
+def report(path: epath.PathLike, regex: str = '') -> Iterator[str]:
   """Yields the lines of the listing.
 
   Args:

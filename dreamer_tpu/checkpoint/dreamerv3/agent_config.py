@@ -45,7 +45,7 @@ def describe(folder: epath.Path) -> AgentConfig:
   Raises:
     UserError: config.yaml is missing, or the checkpoint is corrupt.
   """
-  config = read_config(folder)
+  config = _read_config(folder)
   checkpoint = unpickle.load(folder)
   shapes = {k: v.shape for k, v in checkpoint.params.items()}
   return AgentConfig(
@@ -63,7 +63,7 @@ def namespace(tree: Any) -> Any:
   return types.SimpleNamespace(**{k: namespace(v) for k, v in tree.items()})
 
 
-def read_config(folder: epath.Path) -> dict[str, Any]:
+def _read_config(folder: epath.Path) -> dict[str, Any]:
   """Returns our `agent` options for the config.yaml of a public checkpoint."""
   for parent in (folder, *list(folder.parents)[:2]):
     path = parent / 'config.yaml'

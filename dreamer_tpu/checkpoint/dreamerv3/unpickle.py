@@ -20,18 +20,6 @@ from dreamer_tpu.errors import UserError
 
 FILE = 'agent.pkl'
 _SKIPPED = ('opt/', 'slowval_count/')
-# Anything that a corrupt pickle may raise.
-_FAILURES = (
-  pickle.UnpicklingError,
-  ValueError,
-  TypeError,
-  KeyError,
-  IndexError,
-  AttributeError,
-  EOFError,
-  MemoryError,
-  OverflowError,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +39,7 @@ class PublicCheckpoint:
   counters: dict[str, int]
 
 
-def find(path: layout.PathLike) -> epath.Path | None:
+def find(path: epath.PathLike) -> epath.Path | None:
   """Returns the folder with agent.pkl for a path, or None.
 
   Args:
@@ -91,7 +79,7 @@ def load(folder: epath.Path) -> PublicCheckpoint:
     raise UserError(
       f"Cannot read '{path}': {layout.one_line(error)}."
     ) from error
-  except _FAILURES as error:
+  except Exception as error:  # A corrupt pickle may raise anything.
     raise UserError(
       f"'{path}' is corrupt or not an agent of the public implementation "
       f'({layout.one_line(error)}).'
