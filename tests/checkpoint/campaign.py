@@ -1,4 +1,4 @@
-"""Kills a run of two processes at random moments, and looks what is left.
+"""Kills a run of two processes at random times, then checks what is left.
 
 python -m tests.checkpoint.campaign --kills=60 --logdir=/tmp/campaign
 

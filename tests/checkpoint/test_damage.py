@@ -1,4 +1,4 @@
-"""Damaged files: named, and the run goes on from the step before."""
+"""Corrupt files: reported, and the run resumes from the previous step."""
 
 import pytest
 from absl import logging

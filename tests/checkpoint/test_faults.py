@@ -1,4 +1,4 @@
-"""Disks that are full or read-only while a run goes on.
+"""Disks that become full or read-only during a run.
 
 With a small file system of their own where mounting is permitted, which is
 where permissions are not looked at; with limits and permissions elsewhere.

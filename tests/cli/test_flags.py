@@ -1,4 +1,4 @@
-"""The command line: what a user writes, and what comes back."""
+"""Command lines: parsing, validation, and errors of one line."""
 
 import json
 import pathlib

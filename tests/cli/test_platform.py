@@ -1,4 +1,4 @@
-"""Memory in large pages, seen from what the kernel counts."""
+"""Large memory pages, measured by page faults."""
 
 import os
 import pathlib

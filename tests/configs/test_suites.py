@@ -39,7 +39,7 @@ def suite(name, names=''):
 
 
 def widths(agent):
-  """Every width that a size sets, as one tuple a part."""
+  """Returns every width that a size sets, one tuple per part."""
   heads = {agent[x].units for x in ('reward', 'cont', 'policy', 'value')}
   parts = {(x.depth, x.units) for x in (agent.encoder, agent.decoder)}
   return agent.rssm.deter, agent.rssm.hidden, agent.rssm.classes, parts, heads

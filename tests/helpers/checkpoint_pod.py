@@ -1,4 +1,4 @@
-"""A process that saves, for tests that kill it or take its disk away.
+"""A process that saves, for tests that kill it or remove its disk.
 
 python program.py MODE DIRECTORY [PROCESS COORDINATOR]
 """
@@ -47,7 +47,7 @@ def hang(directory):
 
 
 def forever(directory):
-  """Commits one step after the other and says so after each."""
+  """Commits steps one by one and prints a line after each."""
   with Checkpointer(directory / 'checkpoints') as checkpointer:
     step = max(checkpointer.steps(), default=0)
     if step:

@@ -1,10 +1,10 @@
-"""One of several processes that save together, for tests that kill them.
+"""A process that saves together with others, for tests that kill them.
 
 python worker.py MODE LOGDIR INDEX COUNT COORDINATOR [MESH]
 
-It prints a JSON object a line. An agent of some MB, sharded over a mesh of
-all devices (MESH such as 2,2,1), and a replay of tens of MB go on from the
-newest checkpoint, whatever number of processes has saved it.
+Prints one JSON object per line. An agent of some MB, sharded over a mesh of
+all devices (MESH such as 2,2,1), and a replay of tens of MB resume from the
+newest checkpoint, which any number of processes may have saved.
 """
 
 import hashlib
@@ -96,7 +96,7 @@ class Worker:
     self.rng = np.random.default_rng(index)
 
   def restore(self):
-    """Goes on from the newest step, if there is one."""
+    """Resumes from the newest step, if there is one."""
     if layout.committed_steps(self.checkpointer.directory):
       restored = self.checkpointer.restore_newest(
         self._attempt, HostSync().gather
@@ -131,14 +131,14 @@ class Worker:
       self.replay.update(ids, {'latent/deter': latents})
 
   def save(self):
-    """Starts a save and says what will be in it."""
+    """Starts a save and prints its contents."""
     write = self.shard.snapshot({'step': self.step})
     self.say('saving')
     run = {'step': self.step}
     self.checkpointer.save(self.step, self.agent, run, write)
 
   def say(self, event, **more):
-    """Prints the step, and the hashes of what this process holds of it."""
+    """Prints the step and the hashes of this process's part of it."""
     hashes = {'agent': self.agent_hash(), 'replay': self.replay_hash()}
     line = {'event': event, 'step': self.step, **hashes, **more}
     print(json.dumps(line), flush=True)
@@ -177,7 +177,7 @@ def digest(arrays):
 
 
 def forever(worker):
-  """Saves again and again, and says what is committed."""
+  """Saves repeatedly and prints each commit."""
   worker.restore()
   while True:
     worker.act(24)
@@ -188,7 +188,7 @@ def forever(worker):
 
 
 def once(worker):
-  """Restores, tells all it holds, acts and saves."""
+  """Restores, prints its contents, acts and saves."""
   worker.restore()
   worker.say('held', numbers=worker.numbers())
   worker.act(40)

@@ -69,7 +69,7 @@ class Processes:
     return codes
 
   def kill(self):
-    """Kills whoever lives, and reads what they have said."""
+    """Kills all processes and reads their remaining output."""
     for process in self.all:
       process.kill()
     for process in self.all:
