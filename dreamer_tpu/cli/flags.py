@@ -162,7 +162,8 @@ def load(chosen: str) -> ConfigDict:
     UserError: The file or a preset does not exist.
   """
   name, _, presets = chosen.partition(':')
-  found = [path for path in (pathlib.Path(name), ROOT / name) if path.is_file()]
+  paths = pathlib.Path(name), ROOT / name
+  found = [x for x in paths if x.suffix == '.py' and x.is_file()]
   get_config = (
     runpy.run_path(str(found[0])).get('get_config') if found else None
   )
@@ -172,7 +173,7 @@ def load(chosen: str) -> ConfigDict:
       for path in (ROOT / 'configs').glob('*.py')
       if 'def get_config' in path.read_text()
     )
-    missing = 'no function get_config() in' if found else 'no file'
+    missing = 'no function get_config() in' if found else 'no Python file'
     raise UserError(
       f"--config={chosen}: {missing} '{name}'; did you mean "
       f"'{nearest(name, suites)}'? Suites: {', '.join(suites)}"

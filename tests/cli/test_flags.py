@@ -154,6 +154,7 @@ def test_configuration_is_locked():
   ('args', 'parts'),
   [
     (['--config=configs/atri.py'], ['atri.py', "'configs/atari.py'", 'gym.py']),
+    (['--config=README.md'], ['README.md', 'no Python file', 'gym.py']),
     (['--config=configs/base.py'], ['configs/base.py', 'get_config']),
     ([f'{ATARI}:size40m'], ['size40m', "'size400m'"]),
     (['--config.run.step=1'], ['--config.run.step', '--config.run.steps?']),
