@@ -15,7 +15,6 @@ from dreamer_tpu.metrics.tensorboard import TensorBoard
 from dreamer_tpu.metrics.terminal import Terminal
 from dreamer_tpu.metrics.wandb_run import WandbRun
 
-OUTPUTS = ('log', 'jsonl', 'tensorboard', 'wandb')
 # Maximum number of queued writes with videos. A small model makes them faster
 # than the background thread encodes them, so they would fill the memory.
 BACKLOG = 4
@@ -39,15 +38,14 @@ class Writers:
 
   Args:
     logdir: Directory, local or `gs://`; created if missing.
-    outputs: Names from `OUTPUTS`.
+    outputs: Names from the list above.
     config: The nested configuration.
     resume_step: Agent steps at which the run starts; 0 for a new run. Later
       metrics of an earlier process are dropped. None keeps everything.
     terminal: Terminal of the run; by default a new one.
 
   Raises:
-    UserError: An output is unknown or lacks a package, or the directory is not
-      writable.
+    UserError: An output lacks a package, or the directory is not writable.
   """
 
   def __init__(
@@ -59,10 +57,6 @@ class Writers:
     resume_step: int | None = None,
     terminal: Terminal | None = None,
   ) -> None:
-    if unknown := set(outputs) - set(OUTPUTS):
-      raise UserError(
-        f'metrics.outputs: unknown {sorted(unknown)}; choose from {OUTPUTS}.'
-      )
     self._logdir = epath.Path(logdir)
     self._pending: collections.deque[Future[Any]] = collections.deque()
     self._thread = ThreadPoolExecutor(1, 'metrics')
