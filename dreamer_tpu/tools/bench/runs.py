@@ -1,6 +1,5 @@
 """Benchmarks of whole runs, each in its own process."""
 
-import json
 import math
 import operator
 import os
@@ -9,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreamer_tpu.config import flatten
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.metrics import jsonl
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -159,9 +159,6 @@ def _text(value: Any) -> str:
   return str(tuple(value) if isinstance(value, list) else value)
 
 
-def _records(logdir: pathlib.Path) -> Iterator[Record]:
+def _records(logdir: pathlib.Path) -> list[Record]:
   path = logdir / 'metrics.jsonl'
-  if path.exists():
-    for line in path.read_text().splitlines(keepends=True):
-      if line.endswith('\n'):
-        yield json.loads(line)
+  return jsonl.read(path) if path.exists() else []

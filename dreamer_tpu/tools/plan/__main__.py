@@ -81,20 +81,14 @@ def as_json(plan: 'UpdatePlan') -> dict[str, Any]:
 
 def summary(plan: 'UpdatePlan') -> dict[str, Any]:
   """Returns the figures by which meshes are compared, as JSON values."""
-  return {
-    'mesh': plan.mesh,
-    'fits': plan.fits,
-    'peak': plan.peak,
-    'floor': plan.floors and plan.floors.largest,
-  }
+  floor = plan.floors and plan.floors.largest
+  return dict(mesh=plan.mesh, fits=plan.fits, peak=plan.peak, floor=floor)
 
 
 def comparison(plan: 'UpdatePlan') -> str:
   """Returns the line of a mesh among those that were compared."""
-  time = (
-    f'{1e3 * plan.floors.largest:.3g} ms' if plan.floors else 'does not fit'
-  )
-  return f'compared     {_mesh(plan)}: {time}'
+  ms = plan.floors and f'{1e3 * plan.floors.largest:.3g} ms'
+  return f'compared     {_mesh(plan)}: {ms or "does not fit"}'
 
 
 def lines(plan: 'UpdatePlan') -> Iterator[str]:

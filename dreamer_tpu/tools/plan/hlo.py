@@ -318,16 +318,13 @@ def _group(rest: str) -> int:
 
 def _size(shape: str) -> int:
   """Returns the bytes of an array or of all arrays of a tuple."""
-  return sum(_bytes(*match[:2]) for match in _ARRAY.findall(shape))
+  return sum(_bytes(x, dims) for x, dims, _ in _ARRAY.findall(shape))
 
 
 def _hbm(shape: str) -> int:
   """Returns the bytes of those arrays of a shape that are in HBM."""
-  return sum(
-    _bytes(dtype, dims)
-    for dtype, dims, layout in _ARRAY.findall(shape)
-    if 'S(' not in layout
-  )
+  found = _ARRAY.findall(shape)
+  return sum(_bytes(x, dims) for x, dims, at in found if 'S(' not in at)
 
 
 def _bytes(dtype: str, dims: str) -> int:
