@@ -1,23 +1,26 @@
 """Distributions of the world model, the actor and the critic.
 
-All maths is float32. Whoever samples draws noise first, for many steps at once
-if there are many, and gives it to `choose`.
+All math is float32. Noise is drawn first, for many steps at once, and passed
+to `sample`.
 """
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
+
+from dreamer_tpu.agent.ops import twohot
 
 f32 = jnp.float32
 
 
 def symlog(x: jax.Array) -> jax.Array:
-  """sign(x) log(1 + |x|) (Eq. 9 of the paper)."""
+  """Returns sign(x) log(1 + |x|) (Eq. 9 of the paper)."""
   return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x: jax.Array) -> jax.Array:
-  """sign(x) (exp(|x|) - 1), the inverse of `symlog` (Eq. 9)."""
+  """Returns sign(x) (exp(|x|) - 1), the inverse of `symlog` (Eq. 9)."""
   return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
@@ -27,8 +30,8 @@ class Categorical:
 
   Attributes:
     logp: float32 [..., classes] log-probabilities.
-    probs: float32 [..., classes] the same as probabilities. Who only samples
-      needs no logarithm.
+    probs: float32 [..., classes] probabilities, stored so that sampling does
+      not need `exp(logp)`.
   """
 
   logp: jax.Array
@@ -36,7 +39,7 @@ class Categorical:
 
   @classmethod
   def create(cls, logits: jax.Array, unimix: float = 0.0) -> 'Categorical':
-    """From logits [..., classes], mixed with `unimix` of the uniform."""
+    """Mixes `unimix` of the uniform into logits [..., classes]."""
     if not unimix:
       return cls.from_logp(jax.nn.log_softmax(logits.astype(f32)))
     probs = jax.nn.softmax(logits.astype(f32))
@@ -45,48 +48,58 @@ class Categorical:
 
   @classmethod
   def from_logp(cls, logp: jax.Array) -> 'Categorical':
-    """From normalized log-probabilities [..., classes]."""
+    """Takes normalized log-probabilities [..., classes]."""
     return cls(logp=logp, probs=jnp.exp(logp))
 
   @staticmethod
   def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What `choose` takes for classes of this shape, float32."""
+    """Draws float32 noise to sample classes of a shape."""
     return jax.random.uniform(key, shape, f32)
 
-  def choose(self, noise: jax.Array | None) -> jax.Array:
-    """int32 [...] classes, by inverting the cumulative distribution.
+  def sample(self, noise: jax.Array | None) -> jax.Array:
+    """Samples classes by inverting the cumulative distribution.
 
-    That needs one random number where the Gumbel trick needs one per class.
+    This needs one random number where the Gumbel trick needs one per class.
 
     Args:
-      noise: From `noise`, uniform in [0, 1), [...]; None for the mode.
+      noise: Uniform in [0, 1), [...], see `noise`; None returns the mode.
+
+    Returns:
+      int32 [...].
     """
     if noise is None:
-      return jnp.argmax(self.logp, -1).astype(jnp.int32)
+      return self.mode()
     below = jnp.cumsum(self.probs, -1) <= noise[..., None]
-    last = self.logp.shape[-1] - 1  # rounding may leave the sum below 1
+    last = self.logp.shape[-1] - 1  # Rounding may leave the sum below 1.
     return jnp.minimum(below.sum(-1, dtype=jnp.int32), last)
 
+  def mode(self) -> jax.Array:
+    """Returns the most likely classes, int32 [...]."""
+    return jnp.argmax(self.logp, -1).astype(jnp.int32)
+
   def straight_through(self, index: jax.Array) -> jax.Array:
-    """One-hot float32 [..., classes] with the gradient of the probabilities.
+    """Returns one-hot samples with the gradient of the probabilities.
 
     Args:
-      index: int32 [...] classes, from `choose`.
+      index: int32 [...] classes, from `sample`.
+
+    Returns:
+      float32 [..., classes].
     """
     hard = jax.nn.one_hot(index, self.logp.shape[-1], dtype=f32)
     return hard + (self.probs - jax.lax.stop_gradient(self.probs))
 
   def log_prob(self, event: jax.Array) -> jax.Array:
-    """float32 [...] log-probability of int classes [...]."""
+    """Returns float32 [...] log-probabilities of int classes [...]."""
     event = event.astype(jnp.int32)[..., None]
     return jnp.take_along_axis(self.logp, event, -1)[..., 0]
 
   def entropy(self) -> jax.Array:
-    """float32 [...] in nats."""
+    """Returns float32 [...] in nats."""
     return -jnp.sum(self.probs * self.logp, -1)
 
   def kl(self, other: 'Categorical') -> jax.Array:
-    """float32 [...] KL(self || other) in nats."""
+    """Returns float32 [...] KL(self || other) in nats."""
     return jnp.sum(self.probs * (self.logp - other.logp), -1)
 
 
@@ -106,33 +119,36 @@ class BoundedNormal:
   def create(
     cls, mean: jax.Array, std: jax.Array, low: float, high: float
   ) -> 'BoundedNormal':
-    """From two unbounded network outputs; the deviation is in (low, high)."""
+    """Bounds two network outputs; the deviation is in (low, high)."""
     std = (high - low) * jax.nn.sigmoid(std.astype(f32) + 2.0) + low
     return cls(mean=jnp.tanh(mean.astype(f32)), std=std)
 
   @staticmethod
   def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What `choose` takes for values of this shape, float32."""
+    """Draws float32 noise to sample values of a shape."""
     return jax.random.normal(key, shape, f32)
 
-  def choose(self, noise: jax.Array | None) -> jax.Array:
-    """float32 [...], not clipped, from `noise`; None for the mode."""
+  def sample(self, noise: jax.Array | None) -> jax.Array:
+    """Returns float32 [...] samples, not clipped; the mode if noise is None."""
     return self.mean if noise is None else self.mean + self.std * noise
 
   def log_prob(self, event: jax.Array) -> jax.Array:
-    """float32 [...] log-density of `event`."""
+    """Returns the float32 [...] log-density of `event`."""
     return jax.scipy.stats.norm.logpdf(event.astype(f32), self.mean, self.std)
 
   def entropy(self) -> jax.Array:
-    """float32 [...] in nats."""
+    """Returns float32 [...] in nats."""
     return 0.5 * jnp.log(2 * jnp.pi * jnp.e * jnp.square(self.std))
 
 
 def twohot_bins(count: int) -> jax.Array:
-  """float32 [count] symexp-spaced bins, mirrored around exactly 0.
+  """Returns symexp-spaced bins, mirrored around exactly 0.
 
   Args:
     count: Odd number of bins.
+
+  Returns:
+    float32 [count].
   """
   half = symexp(jnp.linspace(-20.0, 0.0, (count - 1) // 2 + 1, dtype=f32))
   return jnp.concatenate([half, -half[:-1][::-1]])
@@ -149,89 +165,43 @@ class TwoHot:
   logits: jax.Array
 
   def mean(self) -> jax.Array:
-    """float32 [...], exactly 0 for uniform logits.
+    """Returns float32 [...], exactly 0 for uniform logits.
 
-    Opposite bins are added first, since their products cancel only when
-    they meet.
+    Adds opposite bins first: their products only cancel within a pair.
     """
     count = self.logits.shape[-1]
     middle = (count - 1) // 2
     probs = jax.nn.softmax(self.logits.astype(f32))
     low, high = probs[..., :middle], probs[..., middle + 1 :]
-    return jnp.sum(
-      (high - low[..., ::-1]) * twohot_bins(count)[middle + 1 :], -1
-    )
+    positive = twohot_bins(count)[middle + 1 :]
+    return jnp.sum((high - low[..., ::-1]) * positive, -1)
 
   def loss(self, *targets: jax.Array) -> jax.Array:
-    """float32 [...] cross entropies to scalars [...], summed over these.
+    """Returns the cross entropy to targets [...], summed over the targets.
 
-    NaN, and its gradient too, where a target is not finite, so that the
-    update is skipped.
+    A non-finite target makes the loss and its gradient NaN, so that the update
+    is skipped.
     """
     stop = jax.lax.stop_gradient
-    return _twohot_loss(self.logits, stop([x.astype(f32) for x in targets]))
-
-
-@jax.custom_vjp
-def _twohot_loss(logits: jax.Array, targets: list[jax.Array]) -> jax.Array:
-  """Keeps the logits for its gradient, and nothing else of their size."""
-  return _twohot_forward(logits, targets)[0]
-
-
-def _twohot_forward(logits, targets):
-  wide = logits.astype(f32)
-  total = jax.nn.logsumexp(wide, -1, keepdims=True)
-  target = _twohot_targets(targets, logits.shape[-1])
-  loss = jnp.sum(target * (total - wide), -1)
-  return loss, (logits, targets, total)
-
-
-def _twohot_backward(residuals, cotangent):
-  logits, targets, total = residuals
-  probs = jnp.exp(logits.astype(f32) - total)
-  target = _twohot_targets(targets, logits.shape[-1])
-  grad = cotangent[..., None] * (len(targets) * probs - target)
-  return grad.astype(logits.dtype), None
-
-
-_twohot_loss.defvjp(_twohot_forward, _twohot_backward)
-
-
-def _twohot_targets(targets: list[jax.Array], count: int) -> jax.Array:
-  """Sum of the two-hot targets, [..., bins]; meant to be fused, not stored.
-
-  A bin's weight falls linearly from 1 at the bin to 0 at its neighbours.
-  """
-  bins = twohot_bins(count)
-  inverse = 1 / jnp.diff(bins)
-  ends = jnp.full(1, jnp.inf, f32)
-  below = jnp.concatenate([-ends, bins[:-1]])
-  above = jnp.concatenate([bins[1:], ends])
-  from_below = jnp.concatenate([jnp.ones(1, f32), inverse])
-  to_above = jnp.concatenate([inverse, jnp.ones(1, f32)])
-  total = jnp.zeros((), f32)
-  for target in targets:
-    target = jnp.where(jnp.isfinite(target), target, jnp.nan)[..., None]
-    rising = (target - below) * from_below
-    falling = (above - target) * to_above
-    total += jnp.clip(jnp.minimum(rising, falling), 0, 1)
-  return total
+    bins = twohot_bins(self.logits.shape[-1])
+    wide = [stop(x.astype(f32)) for x in targets]
+    return twohot.cross_entropy(self.logits, bins, wide)
 
 
 @struct.dataclass
 class Bernoulli:
-  """Attributes: logit: float32 [...] of the probability of one."""
+  """Independent binary variables.
+
+  Attributes:
+    logit: float32 [...] of the probability of one.
+  """
 
   logit: jax.Array
 
   def prob(self) -> jax.Array:
-    """float32 [...] probability of one."""
+    """Returns the float32 [...] probability of one."""
     return jax.nn.sigmoid(self.logit)
 
   def loss(self, target: jax.Array) -> jax.Array:
-    """float32 [...] cross entropy to a probability [...]."""
-    target = target.astype(f32)
-    return -(
-      target * jax.nn.log_sigmoid(self.logit)
-      + (1 - target) * jax.nn.log_sigmoid(-self.logit)
-    )
+    """Returns the float32 [...] cross entropy to a probability [...]."""
+    return optax.sigmoid_binary_cross_entropy(self.logit, target.astype(f32))

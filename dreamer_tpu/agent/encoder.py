@@ -1,4 +1,4 @@
-"""From observations to tokens."""
+"""Encodes observations to tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from dreamer_tpu.agent.ops import convolution, placement
 def grid(
   space_dict: Mapping[str, spaces.Space], stages: int
 ) -> tuple[int, ...]:
-  """Returns height and width of the images after halving `stages` times.
+  """Returns height and width of images after halving them `stages` times.
 
   Raises:
-    UserError: The images differ in size or have an unsuitable one.
+    UserError: The images differ in size, or the size is unsuitable.
   """
   sizes = {v.shape[:2] for v in space_dict.values()}
   names = ', '.join(f"'{k}' {list(v.shape)}" for k, v in space_dict.items())
@@ -28,7 +28,7 @@ def grid(
 
 
 class Encoder(nnx.Module):
-  """Vectors through an MLP, images through convolutions."""
+  """Encodes vectors with an MLP and images with a CNN."""
 
   def __init__(
     self,
@@ -42,63 +42,47 @@ class Encoder(nnx.Module):
     self.images = nnx.static(spaces.images(obs_space))
     self.dtype = dtype
     self.size = 0
+    kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     if self.vectors:
       inputs = sum(v.size for v in self.vectors.values())
-      self.mlp = layers.MLP(
-        inputs, config.units, config.layers, dtype=dtype, rngs=rngs
-      )
+      self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
       self.size += config.units
     if self.images:
-      depths = [config.depth * mult for mult in config.mults]
-      height, width = grid(self.images, len(depths))
+      self.stages = len(config.mults)
+      height, width = grid(self.images, self.stages)
       channels = sum(v.shape[-1] for v in self.images.values())
-      for i, depth in enumerate(depths):
-        conv = convolution.Conv(
-          channels, depth, config.kernel, dtype=dtype, rngs=rngs
-        )
+      for i, mult in enumerate(config.mults):
+        depth = config.depth * mult
+        conv = layers.Conv(channels, depth, config.kernel, **kw)
         setattr(self, f'conv{i}', conv)
         setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
         channels = depth
-      self.stages = len(depths)
       self.size += height * width * channels
 
   def __call__(self, obs: Mapping[str, jax.Array]) -> jax.Array:
-    """Tokens [B, T, size] in the compute dtype.
+    """Returns tokens [B, T, size] in the compute dtype.
 
     Args:
       obs: [B, T, ...] arrays of the observation space; others are ignored.
     """
     tokens = []
     if self.vectors:
-      parts = {}
+      parts = []
       for key, space in self.vectors.items():
-        flat = spaces.flatten(space, obs[key])
-        parts[key] = flat if space.classes else distributions.symlog(flat)
-      x = jnp.concatenate(list(parts.values()), -1)
-      tokens.append(self.mlp(x.astype(self.dtype)))
+        x = spaces.features(space, obs[key])
+        parts.append(x if space.classes else distributions.symlog(x))
+      tokens.append(self.mlp(jnp.concatenate(parts, -1).astype(self.dtype)))
     if self.images:
       images = [obs[k] for k in self.images]
-      tokens.append(placement.map_batch_rows(self._convolve, images))
+      tokens.append(placement.map_batch_rows(self._encode_images, images))
     return jnp.concatenate(tokens, -1)
 
-  def _convolve(self, images: list[jax.Array]) -> jax.Array:
+  def _encode_images(self, images: list[jax.Array]) -> jax.Array:
     pixels = jnp.concatenate(images, -1)
-    batch = pixels.shape[:2]
-    pixels = pixels.reshape(-1, *pixels.shape[2:])
-    pixels = placement.with_logical_constraint(
-      pixels, 'images', None, None, None
-    )
-    x = pixels.astype(self.dtype) / 255 - 0.5
+    x = pixels.reshape(-1, *pixels.shape[2:])
+    x = placement.with_logical_constraint(x, 'images', None, None, None)
+    x = x.astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
-      x = self._stage(i, x)
-    return x.reshape(*batch, -1)
-
-  def _stage(self, i: int, x: jax.Array) -> jax.Array:
-    """[N, h, w, c] -> [N, h / 2, w / 2, depth of stage `i`]."""
-    conv = getattr(self, f'conv{i}')
-    if i == 0:  # few channels, many pixels
-      x = conv.of_cells(x)
-    else:
-      x = convolution.to_cells(conv(x))
-      x = x.reshape(*x.shape[:-1], 4, -1)
-    return getattr(self, f'norm{i}')(convolution.max_of_cells(x))
+      conv, norm = getattr(self, f'conv{i}'), getattr(self, f'norm{i}')
+      x = norm(convolution.max_pool2x2(conv(x)))
+    return x.reshape(*pixels.shape[:2], -1)

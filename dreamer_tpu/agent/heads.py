@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent import decoder, layers, spaces
+from dreamer_tpu.agent import layers, spaces
 from dreamer_tpu.agent.distributions import (
   Bernoulli,
   BoundedNormal,
@@ -77,7 +77,7 @@ class PolicyHead(nnx.Module):
     for key, space in self.spaces.items():
       for part in ['logits'] if space.classes else ['mean', 'std']:
         out = layers.Linear(config.units, space.size, **kw)
-        setattr(self, f'{decoder.name(key)}_{part}', out)
+        setattr(self, f'{spaces.parameter_name(key)}_{part}', out)
 
   def __call__(
     self, feat: Feat, known: Sequence[jax.Array] | None = None
@@ -91,7 +91,7 @@ class PolicyHead(nnx.Module):
     x, linear = self.mlp.recalling(*feat, known=known)
     dists: dict[str, Categorical | BoundedNormal] = {}
     for key, space in self.spaces.items():
-      prefix = decoder.name(key)
+      prefix = spaces.parameter_name(key)
       batch = x.shape[:-1]
       if space.classes:
         logits = getattr(self, f'{prefix}_logits')(x)
@@ -151,7 +151,7 @@ class Policy:
       noise: From `PolicyHead.noise`; None for the mode.
     """
     return {
-      name: dist.choose(None if noise is None else noise[name])
+      name: dist.sample(None if noise is None else noise[name])
       for name, dist in self.dists.items()
     }
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent.ops import backend, placement
+from dreamer_tpu.agent.ops import backend, convolution, placement
 
 Axes = tuple[str | None, ...]
 # Of a part of a product on CPUs: fewer, and it is slower than all at once.
@@ -388,3 +388,34 @@ class MLP(nnx.Module):
   def layer(self, i: int) -> Layer:
     """Layer number `i`."""
     return getattr(self, f'layer{i}')
+
+
+class Conv(nnx.Module):
+  """Convolution with stride 1 and 'same' padding.
+
+  Maps [N, h, w, inputs] to [N, h, w, outputs]; with `upsample`, to twice the
+  height and width.
+  """
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    upsample: bool = False,
+  ):
+    shape = (size, size, inputs, outputs)
+    kernel = truncated_normal(rngs.params(), shape, size * size * inputs)
+    axes = (None, None, 'in_channels', 'channels')
+    self.kernel = nnx.Param(kernel, axes=axes)
+    self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[3:])
+    self.dtype = dtype
+    self.upsample = upsample
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns images in the compute dtype."""
+    conv = convolution.upsample_conv if self.upsample else convolution.conv
+    return conv(x.astype(self.dtype), self.kernel[...], self.bias[...])

@@ -1,4 +1,4 @@
-"""All networks of the agent under the names that checkpoints use."""
+"""All networks of the agent, named as in checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ class Model(nnx.Module):
   """World model, actor and critic.
 
   Args:
-    obs_space: Per observation key.
-    act_space: Per action key.
+    obs_space: Space per observation key.
+    act_space: Space per action key.
     config: `agent` of the configuration.
     dtype: Compute dtype.
     rngs: Source of the initial parameters.

@@ -7,19 +7,19 @@ State = dict[str, jax.Array]
 
 
 def init() -> State:
-  """Both percentiles start at 0 and are not debiased."""
+  """Returns percentiles of 0; they are not debiased."""
   return {'low': jnp.zeros(()), 'high': jnp.zeros(())}
 
 
 def update(
   state: State, x: jax.Array, *, rate: float, low: float, high: float
 ) -> State:
-  """Moves both percentiles towards those of all of `x` (Eq. 12).
+  """Returns moving averages of the percentiles of `x` (Eq. 12).
 
   Args:
-    state: Scalars `low` and `high`.
+    state: Scalars `low` and `high`, see `init`.
     x: Returns of the whole global batch, any shape.
-    rate: Weight of the new value.
+    rate: Weight of the new percentiles.
     low: Lower percentile in 0..100.
     high: Upper percentile in 0..100.
   """
@@ -33,5 +33,5 @@ def update(
 
 
 def scale(state: State, limit: float) -> jax.Array:
-  """The range between the percentiles, at least `limit` (Eq. 11)."""
+  """Returns the range of the percentiles, at least `limit` (Eq. 11)."""
   return jnp.maximum(limit, state['high'] - state['low'])

@@ -1,4 +1,4 @@
-"""Open-loop videos: what the world model foresees, next to what came."""
+"""Open-loop video predictions next to ground truth."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,19 +17,19 @@ def videos(
   last_action: jax.Array,
   key: jax.Array,
 ) -> dict[str, jax.Array]:
-  """Observes the first half of some sequences and imagines the second.
+  """Returns videos that observe half of a sequence and imagine the rest.
 
   Args:
-    model: The agent's modules, `rssm`, `encoder` and `decoder` among them.
+    model: Networks, see `model.Model`.
     start: State [B, ...] before the first step.
     obs: [B, T, ...] observations.
-    last_action: float32 [B, T, A], the action that led to each step.
+    last_action: float32 [B, T, A], the action before each step.
     key: PRNG key.
 
   Returns:
-    'openloop/KEY' uint8 [T, 3 H, B W, 3] per image key: truth, prediction and
-    error from top to bottom, sequences side by side, a green border while
-    observing and a red one while imagining.
+    uint8 [T, 3 H, B W, 3] by 'openloop/KEY' for each image key: truth,
+    prediction and error from top to bottom, sequences from left to right. The
+    border is green while observing and red while imagining.
   """
   if not model.decoder.images:
     return {}
@@ -75,12 +75,12 @@ def _states(model, start, obs, last_action, key) -> dict[str, Any]:
 
 
 def grid(truth: jax.Array, prediction: jax.Array, half: int) -> jax.Array:
-  """Lays out [B, T, H, W, C] images as one video [T, 3 H, B W, 3].
+  """Lays out images [B, T, H, W, C] as one video [T, 3 H, B W, 3].
 
   Args:
     truth: uint8 images.
     prediction: float32 images in [0, 1].
-    half: Steps that were observed; the others were imagined.
+    half: Number of observed steps; the rest is imagined.
   """
   truth = truth.astype(jnp.float32)
   prediction = prediction * 255

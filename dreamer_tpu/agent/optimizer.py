@@ -1,4 +1,4 @@
-"""AGC, LaProp and the learning-rate schedule, as one Optax chain."""
+"""Adaptive gradient clipping, LaProp and learning-rate schedules."""
 
 from typing import Any
 
@@ -8,10 +8,14 @@ import optax
 
 
 def clip_by_tensor(limit: float, floor: float = 1e-3) -> Any:
-  """Adaptive gradient clipping by the L2 norm of whole tensors.
+  """Clips the L2 norm of each gradient relative to that of its parameter.
 
-  g *= 1 / max(1, |g| / (limit max(floor, |p|))). Optax' own
-  `adaptive_grad_clip` takes norms per unit instead.
+  Returns g / max(1, |g| / (limit max(floor, |p|))), with the norms of whole
+  tensors. `optax.adaptive_grad_clip` takes norms per unit instead.
+
+  Args:
+    limit: Maximum ratio of the two norms.
+    floor: Minimum norm of a parameter.
   """
 
   def update(updates, params):
@@ -26,7 +30,7 @@ def clip_by_tensor(limit: float, floor: float = 1e-3) -> Any:
 
 
 def learning_rate(config: Any) -> optax.Schedule:
-  """Linear warm-up from 0, then constant, linear or cosine decay to 0."""
+  """Returns a linear warm-up followed by the schedule of the configuration."""
   after = {
     'constant': lambda: optax.constant_schedule(config.lr),
     'linear': lambda: optax.linear_schedule(
@@ -49,11 +53,10 @@ def _is_kernel(params):
 
 
 def make(config: Any) -> optax.GradientTransformation:
-  """The optimizer of all parameters.
+  """Makes the optimizer of all parameters.
 
   Args:
-    config: `agent.opt` of the configuration: lr, agc, beta2, eps, momentum,
-      warmup, schedule, decay_steps, weight_decay.
+    config: `agent.opt` of the configuration.
   """
   parts = [
     clip_by_tensor(config.agc),
@@ -69,7 +72,7 @@ def make(config: Any) -> optax.GradientTransformation:
 
 
 def first_nonfinite(grads: Any) -> jax.Array:
-  """int32 index of the first leaf that holds a NaN or Inf, or -1."""
+  """Returns the index of the first leaf with a NaN or Inf, or -1, as int32."""
   sums = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)]
   bad = ~jnp.isfinite(jnp.stack(sums))
   return jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)

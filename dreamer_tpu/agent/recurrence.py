@@ -113,7 +113,7 @@ def _scan(classes, unimix, w, deter, stoch, inputs, *, save=False):
     )
     deter = layers.from_blocks(by_block)
     logits, post_products = _posterior(w, deter, inputs.token)
-    chosen = _dist(logits, classes, unimix).choose(inputs.noise)
+    chosen = _dist(logits, classes, unimix).sample(inputs.noise)
     stoch = _onehot(chosen, classes, deter.dtype)
     state = _place_state(*_masked(keep, deter, by_block, stoch))
     saved = (products, post_products) if save else None

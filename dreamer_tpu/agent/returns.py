@@ -13,15 +13,15 @@ def lambda_return(
   discount: float,
   lam: float,
 ) -> jax.Array:
-  """Lambda-returns along the second axis (Eq. 7 of the paper).
+  """Returns the lambda-return of trajectories (Eq. 7 of the paper).
 
   Args:
-    last: [B, T] 1 where the sequence is cut, so that the value takes over.
+    last: [B, T] 1 where the return bootstraps from the value.
     term: [B, T] probability that the episode terminated.
     reward: [B, T] reward received on arriving at each step.
     boot: [B, T] value estimates.
     discount: Factor per step.
-    lam: Mixing factor of n-step returns.
+    lam: Mixing weight of longer returns.
 
   Returns:
     float32 [B, T - 1] returns of all steps but the last.
@@ -31,8 +31,8 @@ def lambda_return(
   live = (1 - term.astype(jnp.float32)) * discount
   cont = (1 - last.astype(jnp.float32)) * lam
   interim = reward + live * (1 - cont) * boot
-  # x_t = value_t + factor_t x_{t+1}. A loop over steps would take accelerators
-  # much longer to start, step by step, than to compute.
+  # Solves x_t = value_t + factor_t x_{t+1} in log(T) parallel steps. On
+  # accelerators, a loop would spend most of its time launching steps.
   value = jnp.concatenate([interim[:, 1:], boot[:, -1:]], 1)
   factor = jnp.pad((live * cont)[:, 1:], ((0, 0), (0, 1)))
   _, sums = jax.lax.associative_scan(

@@ -147,7 +147,7 @@ class RSSM(nnx.Module):
         action_layer(action),
       )
       deter = layers.from_blocks(by_block)
-      index = self.prior_of(deter).choose(noise)
+      index = self.prior_of(deter).sample(noise)
       stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
       return {'deter': deter, 'by_block': by_block, 'stoch': stoch}
 

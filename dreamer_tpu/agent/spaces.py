@@ -1,4 +1,4 @@
-"""What the agent needs to know of an observation or an action."""
+"""Spaces of observations and actions, as the agent sees them."""
 
 import dataclasses
 import math
@@ -10,7 +10,8 @@ import numpy as np
 
 from dreamer_tpu import errors
 
-RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec')
+# Keys of a batch that are not observations; envs/conversion.py has them too.
+RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec', 'stepid')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Space:
   """One array of an observation or an action, without the batch axis.
 
   Attributes:
-    shape: Its shape.
+    shape: Shape of the array.
     dtype: NumPy name of its dtype.
     classes: Number of values of an integer element, 0 if it is continuous.
   """
@@ -29,20 +30,20 @@ class Space:
 
   @property
   def is_image(self) -> bool:
-    """uint8 of rank 3 [height, width, channels] is an image."""
+    """Returns true for uint8 [height, width, channels]."""
     return self.dtype == 'uint8' and len(self.shape) == 3
 
   @property
   def size(self) -> int:
-    """Number of features it becomes: elements, times classes if integer."""
+    """Returns the number of features, see `features`."""
     return math.prod(self.shape) * max(1, self.classes)
 
 
 def check(obs: Mapping[str, Space], act: Mapping[str, Space]) -> None:
-  """Refuses spaces that no encoder, decoder or policy head can take.
+  """Refuses spaces that no encoder, decoder or policy head supports.
 
   Raises:
-    UserError: Names the first such key, its space and what is possible.
+    UserError: Names the first such key, its space and the supported ones.
   """
   if not obs:
     raise errors.UserError('The observation space is empty.')
@@ -71,15 +72,15 @@ def check(obs: Mapping[str, Space], act: Mapping[str, Space]) -> None:
 def sample(
   spaces: Mapping[str, Space], key: jax.Array, batch: int
 ) -> dict[str, jax.Array]:
-  """Uniformly random actions.
+  """Draws uniformly random actions.
 
   Args:
-    spaces: Per action key.
+    spaces: Space per action key.
     key: PRNG key.
     batch: Number N of actions.
 
   Returns:
-    [N, ...] per key; what is continuous is in [-1, 1].
+    [N, ...] per key; continuous actions are in [-1, 1].
   """
   keys = jax.random.split(key, len(spaces))
   return {
@@ -95,20 +96,20 @@ def _sample(space: Space, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def vectors(spaces: Mapping[str, Space]) -> dict[str, Space]:
-  """The spaces that are not images, sorted by key."""
+  """Returns the spaces that are not images, sorted by key."""
   return {k: v for k, v in sorted(spaces.items()) if not v.is_image}
 
 
 def images(spaces: Mapping[str, Space]) -> dict[str, Space]:
-  """The spaces that are images, sorted by key."""
+  """Returns the spaces that are images, sorted by key."""
   return {k: v for k, v in sorted(spaces.items()) if v.is_image}
 
 
-def flatten(space: Space, x: jax.Array) -> jax.Array:
-  """Features of an array: integers one-hot, floats as they are.
+def features(space: Space, x: jax.Array) -> jax.Array:
+  """Returns the features of an array: integers one-hot, floats unchanged.
 
   Args:
-    space: Its space.
+    space: Space of the array.
     x: [..., *space.shape].
 
   Returns:
@@ -123,6 +124,11 @@ def flatten(space: Space, x: jax.Array) -> jax.Array:
 def concat(
   spaces: Mapping[str, Space], arrays: Mapping[str, jax.Array]
 ) -> jax.Array:
-  """All arrays of some spaces as one float32 vector, in sorted key order."""
-  parts = [flatten(space, arrays[k]) for k, space in sorted(spaces.items())]
+  """Concatenates the features of all arrays in sorted key order."""
+  parts = [features(space, arrays[k]) for k, space in sorted(spaces.items())]
   return jnp.concatenate(parts, -1)
+
+
+def parameter_name(key: str) -> str:
+  """Returns a key as part of a parameter name, where '/' separates modules."""
+  return key.replace('/', '.')

@@ -79,5 +79,5 @@ def test_concat_sorts_keys_and_makes_integers_one_hot():
 def test_flatten_of_several_integers():
   space = Space(shape=(2,), dtype='int32', classes=3)
   assert space.size == 6
-  flat = spaces.flatten(space, np.array([[2, 0]]))
+  flat = spaces.features(space, np.array([[2, 0]]))
   np.testing.assert_array_equal(flat, [[0, 0, 1, 1, 0, 0]])
