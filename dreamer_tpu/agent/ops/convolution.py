@@ -220,10 +220,12 @@ def _max_forward(x):
 
 
 def _max_backward(bits, d_y):
-  chosen = [(bits >> i & 1).astype(d_y.dtype) for i in range(4)]
-  share = d_y / jnp.maximum(1, sum(chosen))
-  d_x = jnp.concatenate([share * x for x in chosen], -1)
-  return (jax.lax.optimization_barrier(d_x),)
+  count = sum((bits >> i & 1).astype(d_y.dtype) for i in range(4))
+  share = d_y / jnp.maximum(1, count)
+  pixel = jnp.arange(4, dtype=jnp.uint8)[:, None]
+  chosen = bits[..., None, :] >> pixel & 1
+  d_x = share[..., None, :] * chosen.astype(d_y.dtype)
+  return (jax.lax.optimization_barrier(d_x.reshape(*d_y.shape[:3], -1)),)
 
 
 _max_of_four.defvjp(_max_forward, _max_backward)
