@@ -137,7 +137,7 @@ def test_broken_environment():
 
 def test_broken_environment_in_workers_only():
   message = (
-    r'^task counter_brokenworker: environment 1 \(sample_envs\.py:\d+\): '
+    r'^task counter_brokenworker: environment [01] \(sample_envs\.py:\d+\): '
     'LookupError: no such level$'
   )
   with pytest.raises(RuntimeError, match=message):
