@@ -1,4 +1,4 @@
-"""Acting from a checkpoint of the public implementation."""
+"""Acts with a checkpoint of the public implementation."""
 
 import shutil
 
@@ -44,7 +44,7 @@ def test_one_environment_needs_no_batch_axis():
 
 
 def test_missing_checkpoint_is_one_line(tmp_path):
-  with pytest.raises(UserError, match='heckpoint'):
+  with pytest.raises(UserError, match='No checkpoint in'):
     dreamer_tpu.load_policy(tmp_path)
 
 

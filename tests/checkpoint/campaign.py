@@ -1,8 +1,8 @@
-"""Kills a run of two processes at random times, then checks what is left.
+"""Kills a run of two processes at random moments, and checks what is left.
 
 python -m tests.checkpoint.campaign --kills=60 --logdir=/tmp/campaign
 
-Every restart has to resume from the newest committed step, with the agent and
+Every restart must resume from the newest committed step, with the agent and
 the replay that were hashed when that step was saved.
 """
 
@@ -26,10 +26,10 @@ class Result(NamedTuple):
   """Results of a campaign.
 
   Attributes:
-    kills: Processes pairs killed.
-    writing: Of these, while a save was being written.
-    commits: Steps that were committed.
-    faults: One line for everything that was lost or wrong.
+    kills: Number of process pairs killed.
+    writing: Number of them that were killed during a save.
+    commits: Number of committed steps.
+    faults: One line for each loss or error.
   """
 
   kills: int
@@ -39,13 +39,13 @@ class Result(NamedTuple):
 
 
 class Campaign:
-  """Kills and checks."""
+  """Kills processes, restarts them and checks what they restore."""
 
   def __init__(self, logdir, seed=0):
     self._logdir = logdir
     self._rng = random.Random(seed)
-    # By step, what each process said that it would save.
-    self._promised = collections.defaultdict(dict)
+    # Hashes that each process reported at the start of a save, by step.
+    self._saved = collections.defaultdict(dict)
     self._committed = set()
     self._newest = 0
     self._writing = 0
@@ -79,10 +79,7 @@ class Campaign:
       time.sleep(0.01)
 
   def _kill(self, processes):
-    """Both at once, or one and a little later the other.
-
-    At any moment, or at one after a save has begun.
-    """
+    """Kills both at once or one after the other, half of the time in a save."""
     if self._rng.random() < 0.5:
       while not self._saving() and processes.all[0].poll() is None:
         time.sleep(0.002)
@@ -104,7 +101,7 @@ class Campaign:
       for line in lines:
         hashes = line['agent'], line['replay']
         if line['event'] == 'saving':
-          self._promised[line['step']][index] = hashes
+          self._saved[line['step']][index] = hashes
         elif line['event'] == 'committed':
           self._committed.add(line['of'])
         elif line['event'] == 'failed':
@@ -116,19 +113,19 @@ class Campaign:
       lost = max(self._committed)
       self._faults.append(f'step {lost} was committed and is lost')
     if layout.quarantined(layout.absolute(self._logdir / 'checkpoints')):
-      self._faults.append('a committed step was damaged')
+      self._faults.append('a committed step was corrupt')
 
   def _check_restored(self, index, line):
     if line['event'] != 'restored' or line['step'] != self._newest:
       self._faults.append(f'{line} instead of step {self._newest}')
       return
-    promised = self._promised[self._newest].get(index)
-    if self._newest and promised != (line['agent'], line['replay']):
-      self._faults.append(f'{line} is not what was saved, {promised}')
+    saved = self._saved[self._newest].get(index)
+    if self._newest and saved != (line['agent'], line['replay']):
+      self._faults.append(f'{line} differs from what was saved, {saved}')
 
 
 def main():
-  """Runs a campaign; 1 if something was lost."""
+  """Runs a campaign; returns 1 if anything was lost."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--kills', type=int, default=60)
   parser.add_argument('--seed', type=int, default=0)

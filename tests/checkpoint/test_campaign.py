@@ -1,4 +1,4 @@
-"""The short form of campaign.py."""
+"""Runs a short campaign of kills."""
 
 from tests.checkpoint.campaign import Campaign
 

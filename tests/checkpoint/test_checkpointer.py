@@ -1,4 +1,4 @@
-"""Saving and restoring real steps on disk."""
+"""Saves and restores real steps on disk."""
 
 import threading
 
@@ -35,7 +35,7 @@ def make_agent(value=0.0, where=None):
 
 
 def shardings(where, agent):
-  """Axis 0 over two mesh axes and axis 1 over the third."""
+  """Shards axis 0 over two mesh axes and axis 1 over the third."""
   spec = [('data', 'fsdp'), 'model']
   return jax.tree.map(
     lambda x: NamedSharding(where, PartitionSpec(*spec[: x.ndim])), agent
@@ -158,7 +158,7 @@ def test_saving_the_step_that_was_restored_does_nothing(tmp_path):
   assert int(restored.agent['step']) == 1
 
 
-def test_steps_after_the_restored_one_make_way(tmp_path):
+def test_steps_after_the_restored_one_are_deleted(tmp_path):
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
     for step in (1, 2):
       checkpointer.save(step, make_agent(step), {'n': step})
@@ -187,7 +187,7 @@ def test_unknown_step_is_named(tmp_path):
       checkpointer.restore(6, abstract(make_agent()))
 
 
-def test_failing_replay_is_heard_of_and_the_run_goes_on(tmp_path):
+def test_a_failing_replay_is_reported_and_the_run_continues(tmp_path):
   def fail():
     raise OSError(28, 'No space left on device')
 
@@ -206,7 +206,7 @@ def test_failing_replay_is_heard_of_and_the_run_goes_on(tmp_path):
     assert checkpointer.steps() == [2, 3]
 
 
-def test_folder_that_cannot_be_made(tmp_path):
+def test_folder_that_cannot_be_created(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='Cannot write checkpoints') as info:
     Checkpointer(tmp_path / 'file' / 'checkpoints')

@@ -1,4 +1,6 @@
-"""Corrupt files: reported, and the run resumes from the previous step."""
+"""Corrupt files are named, and the run resumes from the previous step."""
+
+import shutil
 
 import pytest
 from absl import logging
@@ -10,20 +12,28 @@ from tests.helpers.small_run import Run, contents
 
 @pytest.fixture(autouse=True)
 def verbosity():
-  """Warnings are shown, whatever tests before this one have set."""
+  """Shows warnings, whatever previous tests have set."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   yield
   logging.set_verbosity(before)
 
 
-@pytest.fixture
-def saved(tmp_path):
-  with Run(tmp_path) as run:
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  logdir = tmp_path_factory.mktemp('original')
+  with Run(logdir) as run:
     run.save(10)
     expected = run.save(20)
     run.save(30)
-  return tmp_path, expected
+  return logdir, expected
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+  logdir, expected = original
+  shutil.copytree(logdir, tmp_path / 'logdir')
+  return tmp_path / 'logdir', expected
 
 
 FILES = {
@@ -53,7 +63,7 @@ def damage(path, fault):
 
 
 def newest_pack(logdir):
-  """A pack that the newest step names and the one before does not."""
+  """Returns a file that the newest step names and the previous one does not."""
   names = [
     {f['name'] for f in layout.read_manifests(folder)['0']['files']}
     for folder in (logdir / 'checkpoints' / x for x in ('20', '30'))
@@ -85,8 +95,8 @@ def test_fall_back(saved, caplog, kind, fault):
     assert run.restore() == 30
 
 
-def test_a_step_without_sums_is_taken_as_it_is(saved):
-  """Its process was killed between the commit and the sums."""
+def test_a_step_without_checksums_is_not_verified(saved):
+  """The process was killed between the commit and the checksums."""
   logdir, _ = saved
   (logdir / 'checkpoints/30/checksums.json').unlink()
   with Run(logdir) as run:
@@ -110,7 +120,7 @@ def refuse(logdir, load):
   return str(info.value)
 
 
-def test_no_step_that_can_be_read(saved):
+def test_no_step_can_be_read(saved):
   logdir, _ = saved
   for kind in ('data', 'run'):
     for step in ('20', '30'):
@@ -121,29 +131,29 @@ def test_no_step_that_can_be_read(saved):
   assert 'start a new logdir' in message
 
 
-def test_a_step_that_does_not_fit_is_no_damage(saved):
+def test_a_step_that_does_not_fit_is_not_corrupt(saved):
   logdir, _ = saved
   other = {'task': 'dmc_walker_run'}
   message = refuse(logdir, lambda run, step: run.load(step, other))
   assert "task is 'dmc_walker_run'" in message
-  # Nor is anything touched where a damaged one comes before it.
+  # Nothing changes if a newer step is corrupt, either.
   damage(logdir / FILES['run'], 'flip')
   message = refuse(logdir, lambda run, step: run.load(step, other))
   assert "20' does not fit" in message
 
 
-def test_a_file_that_may_not_be_read_is_no_damage(saved, monkeypatch):
+def test_a_file_without_permission_is_not_corrupt(saved, monkeypatch):
   logdir, _ = saved
   (path,) = logdir.glob(FILES['run'])
 
   def refused(folder):
     raise PermissionError(13, 'Permission denied', str(path))
 
-  monkeypatch.setattr(layout, 'read_run', refused)  # The tests may be root.
+  monkeypatch.setattr(layout, 'read_run', refused)  # Tests may run as root.
   assert 'Permission denied' in refuse(logdir, Run.load)
 
 
-def test_what_a_damaged_step_names_stays_with_it(saved):
+def test_files_of_a_quarantined_step_are_kept(saved):
   logdir, _ = saved
   names = {
     f['name']

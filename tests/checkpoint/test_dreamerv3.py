@@ -1,4 +1,4 @@
-"""Names and files of the public implementation."""
+"""Imports names and files of the public implementation."""
 
 import collections
 import io
@@ -178,7 +178,7 @@ def test_hostile_pickles_are_refused_by_name(tmp_path, payload, name, place):
 
 
 def test_dotted_names_do_not_reach_attributes(tmp_path):
-  """'numpy' 'ndarray.tofile' by hand, as protocol 4 would resolve it."""
+  """Writes 'numpy' 'ndarray.tofile' by hand, as protocol 4 resolves it."""
   data = io.BytesIO()
   data.write(b'\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.')
   (tmp_path / 'agent.pkl').write_bytes(data.getvalue())
@@ -204,7 +204,7 @@ def test_anything_but_numbers_is_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize('cut', [0, 1, 100, 5000, 30000])
-def test_files_cut_short(tmp_path, cut):
+def test_truncated_files(tmp_path, cut):
   data = (CHECKPOINT / 'agent.pkl').read_bytes()
   (tmp_path / 'agent.pkl').write_bytes(data[:cut])
   with pytest.raises(UserError, match='corrupt or not an agent') as info:

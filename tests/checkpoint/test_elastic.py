@@ -1,4 +1,8 @@
-"""Runs of several processes: changing in number, failing one by one."""
+"""Runs of several processes: elastic restores, failures of one process."""
+
+import shutil
+
+import pytest
 
 from dreamer_tpu.checkpoint import layout
 from tests.helpers.processes import Processes
@@ -7,7 +11,7 @@ PHASES = [(1, '1,2,2'), (2, '2,1,2'), (4, '2,2,1'), (1, '4,1,1')]
 
 
 def stored(processes, event):
-  """Digests by step of all processes; no step may be twice."""
+  """Returns the digests of all processes by step, each step once."""
   result = {}
   for lines in processes.lines:
     (line,) = [x for x in lines if x['event'] == event]
@@ -35,22 +39,48 @@ def test_one_two_four_one(tmp_path):
 
 
 def events(processes):
-  """Returns the events by process."""
+  """Returns (event, step) pairs by process."""
   return [[(x['event'], x['step']) for x in y] for y in processes.lines]
 
 
-def test_damage_that_one_process_finds(tmp_path):
-  first = Processes('saves', tmp_path, 2)
-  assert first.end() == [0, 0], first.errors
-  older, newest = layout.steps(tmp_path / 'checkpoints')
-  folders = [tmp_path / 'checkpoints' / str(x) for x in (older, newest)]
+@pytest.fixture(scope='module')
+def saves(tmp_path_factory):
+  """Two processes that save three times; process 1 fails the second save."""
+  logdir = tmp_path_factory.mktemp('saves')
+  (logdir / 'block').touch()
+  processes = Processes('saves', logdir, 2)
+  assert processes.end() == [0, 0], processes.errors
+  return logdir, processes
+
+
+def test_a_process_that_cannot_write(saves):
+  logdir, processes = saves
+  expected = [
+    ('restored', 0),
+    *(('saving', 320), ('committed', 320)),
+    *(('saving', 640), ('failed', 640)),
+    *(('saving', 960), ('committed', 960)),
+  ]
+  assert events(processes) == [expected, expected]
+  assert layout.steps(logdir / 'checkpoints') == [320, 960]
+  reasons = [x[4]['why'] for x in processes.lines]
+  assert 'another process failed to save' in reasons[0]
+  assert '0001' in reasons[1]
+
+
+def test_corruption_that_one_process_finds(saves, tmp_path):
+  original, first = saves
+  logdir = tmp_path / 'logdir'
+  shutil.copytree(original, logdir)
+  older, newest = layout.steps(logdir / 'checkpoints')
+  folders = [logdir / 'checkpoints' / str(x) for x in (older, newest)]
   names = [
     {file['name'] for file in layout.read_manifests(folder)['1']['files']}
     for folder in folders
   ]
-  path = tmp_path / 'replay' / min(names[1] - names[0])
+  path = logdir / 'replay' / min(names[1] - names[0])
   path.write_bytes(path.read_bytes()[:-1])
-  second = Processes('once', tmp_path, 2)
+  second = Processes('once', logdir, 2)
   assert second.end() == [0, 0], second.errors
   for index in range(2):
     (saved,) = [
@@ -61,21 +91,4 @@ def test_damage_that_one_process_finds(tmp_path):
     restored = second.lines[index][0]
     assert restored == {**saved, 'event': 'restored'}
     assert any(path.name in line for line in second.errors[index])
-  assert (tmp_path / 'checkpoints' / f'{newest}.damaged').exists()
-
-
-def test_a_process_that_cannot_write(tmp_path):
-  (tmp_path / 'block').touch()
-  processes = Processes('saves', tmp_path, 2)
-  assert processes.end() == [0, 0], processes.errors
-  expected = [
-    ('restored', 0),
-    *(('saving', 320), ('committed', 320)),
-    *(('saving', 640), ('failed', 640)),
-    *(('saving', 960), ('committed', 960)),
-  ]
-  assert events(processes) == [expected, expected]
-  assert layout.steps(tmp_path / 'checkpoints') == [320, 960]
-  reasons = [x[4]['why'] for x in processes.lines]
-  assert 'another process failed to save' in reasons[0]
-  assert '0001' in reasons[1]
+  assert (logdir / 'checkpoints' / f'{newest}.damaged').exists()

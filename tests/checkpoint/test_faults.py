@@ -1,7 +1,7 @@
 """Disks that become full or read-only during a run.
 
-With a small file system of their own where mounting is permitted, which is
-where permissions are not looked at; with limits and permissions elsewhere.
+If mounting is permitted (as root, who ignores permissions), the disk is a small
+file system; otherwise, limits and permissions stand in for it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tests.helpers.small_run import Run, contents
 
 @pytest.fixture(autouse=True)
 def verbosity():
-  """Warnings are shown, whatever tests before this one have set."""
+  """Shows warnings, whatever previous tests have set."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   yield
@@ -85,7 +85,7 @@ def warnings(caplog):
 
 
 @pytest.mark.parametrize('fault', ['full', 'read-only'])
-def test_a_save_fails_and_the_run_goes_on(disk, caplog, fault):
+def test_a_save_fails_and_the_run_continues(disk, caplog, fault):
   reason = {
     'full': 'No space left|File too large',
     'read-only': 'Read-only|denied',

@@ -1,4 +1,4 @@
-"""The listing of a checkpoint, run as a user would."""
+"""Lists checkpoints from the command line and in Python."""
 
 import os
 import pathlib

@@ -1,4 +1,6 @@
-"""Checkpoints that do not fit, or no longer can be read."""
+"""Checkpoints that do not fit the configuration, or are corrupt."""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,18 @@ def abstract(agent):
   return jax.eval_shape(lambda: agent)
 
 
-@pytest.fixture
-def logdir(tmp_path):
-  with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  logdir = tmp_path_factory.mktemp('original')
+  with Checkpointer(logdir / 'checkpoints') as checkpointer:
     checkpointer.save(3, make_agent(), {'config': CONFIG}, lambda: {'a': 1})
     checkpointer.save(4, make_agent(), {'config': CONFIG}, lambda: {'a': 1})
+  return logdir
+
+
+@pytest.fixture
+def logdir(original, tmp_path):
+  shutil.copytree(original, tmp_path, dirs_exist_ok=True)
   return tmp_path
 
 
@@ -91,7 +100,7 @@ def test_another_task_is_refused_even_if_the_arrays_fit(logdir):
   assert "task is 'dmc_walker_run', was 'dmc_walker_walk'" in message
 
 
-def test_other_intervals_are_no_obstacle(logdir):
+def test_other_run_options_are_accepted(logdir):
   config = {**CONFIG, 'run': {'steps': 99, 'envs': 4}}
   with Checkpointer(logdir / 'checkpoints') as checkpointer:
     checkpointer.restore(4, abstract(make_agent()), config)
@@ -102,7 +111,7 @@ def test_long_lists_are_cut():
 
 
 @pytest.mark.parametrize('name', ['run/data.json', 'agent/manifest.ocdbt'])
-def test_damaged_files_name_the_other_steps(logdir, name):
+def test_corrupt_files_name_the_other_steps(logdir, name):
   path = logdir / 'checkpoints' / '4' / name
   path.write_bytes(path.read_bytes()[:10])
   with Checkpointer(logdir / 'checkpoints') as checkpointer:
@@ -112,7 +121,7 @@ def test_damaged_files_name_the_other_steps(logdir, name):
     checkpointer.restore(3, abstract(make_agent()), CONFIG)
 
 
-def test_data_cut_short_is_an_error(logdir):
+def test_truncated_data_is_an_error(logdir):
   for path in (logdir / 'checkpoints/4/agent').rglob('d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   refuse(logdir, make_agent(), CONFIG, 'cannot be read')

@@ -1,4 +1,4 @@
-"""Parameters chosen by name, from our checkpoints and public ones."""
+"""Restores parameters chosen by name, from our and public checkpoints."""
 
 import pathlib
 import shutil
@@ -45,7 +45,7 @@ def logdir(tmp_path_factory):
 
 
 def loaded(tree):
-  """Names of leaves that came from the checkpoint, which holds ones."""
+  """Returns names of leaves from the checkpoint, which holds ones."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(path, simple=True, separator='/')
@@ -82,7 +82,7 @@ def test_patterns_choose_whole_names_or_modules(logdir, regex, expected):
 
 
 def test_only_what_is_wanted_is_read(logdir, tmp_path):
-  """Arrays of 8 MB each: one is read without the time or bytes of the rest."""
+  """Reads the bytes of one of eight arrays of 8 MB."""
   agent = {
     'params': {
       f'm{i}': {'kernel': jax.random.normal(jax.random.key(i), (1 << 21,))}
@@ -164,7 +164,7 @@ def test_missing_names_are_listed(logdir):
 
 
 def public_tree(value):
-  """A tree as the agent's, from the shapes of the public checkpoint."""
+  """Returns a tree like the agent's, of the public checkpoint's shapes."""
   tree = {}
   for name, array in unpickle.load(unpickle.find(PUBLIC)).params.items():
     *modules, leaf = name.split('/')
@@ -199,7 +199,7 @@ def test_everything_from_a_public_checkpoint():
 
 
 def test_logdir_of_the_public_implementation(tmp_path):
-  """Its ckpt folder names the newest of several in a file."""
+  """A file in its ckpt folder names the newest checkpoint."""
   shutil.copytree(PUBLIC, tmp_path / 'ckpt' / '20260101T000000F000000')
   (tmp_path / 'ckpt' / 'latest').write_text('20260101T000000F000000')
   for path in (tmp_path, tmp_path / 'ckpt'):
@@ -217,13 +217,13 @@ def test_logdir_of_the_public_implementation(tmp_path):
 
 
 def bytes_read():
-  """By all threads of this process, from files, cached or not."""
+  """Returns the bytes that this process has read from files so far."""
   lines = pathlib.Path('/proc/self/io').read_text().splitlines()
   return int(dict(line.split(': ') for line in lines)['rchar'])
 
 
 def test_only_what_is_chosen_is_read(tmp_path):
-  """A policy comes without the optimizer, most of a checkpoint."""
+  """A policy is loaded without reading the optimizer."""
   rng = np.random.default_rng(0)
   params = {
     'encoder': {'kernel': rng.normal(size=(512, 512)).astype('f4')},

@@ -1,4 +1,4 @@
-"""Real processes: killed, out of space, in pairs."""
+"""Saves in real processes: killed, out of disk space, in pairs."""
 
 import json
 import os

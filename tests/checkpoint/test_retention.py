@@ -13,21 +13,21 @@ def with_replay(run):
   return [x for x in layout.steps(folder) if layout.has_replay(folder / str(x))]
 
 
-def test_every_so_many_steps_for_good(tmp_path):
+def test_keep_every(tmp_path):
   with Run(tmp_path, keep=2, keep_every=100) as run:
     for step in (40, 80, 120, 160, 250, 290, 310, 400):
       run.save(step)
     # 40 is the first, 160 the next that is 100 later, 290 the one after.
     assert run.checkpointer.steps() == [40, 160, 290, 310, 400]
     assert with_replay(run) == [310, 400]
-  # Nor does a restart change them.
+  # A restart does not change them.
   with Run(tmp_path, keep=2, keep_every=100) as run:
     assert run.restore() == 400
     run.save(410)
     assert run.checkpointer.steps() == [40, 160, 290, 400, 410]
 
 
-def test_the_best_by_score(tmp_path):
+def test_keep_best(tmp_path):
   scores = {10: 1.0, 20: None, 30: 7.0, 40: 5.0, 50: float('nan'), 60: 5.0}
   with Run(tmp_path, keep=1, keep_best=2) as run:
     for step, score in scores.items():
@@ -48,7 +48,7 @@ def test_the_best_by_score(tmp_path):
   assert 'score 6' in lines
 
 
-def test_disk_holds_little_more_than_what_the_steps_name(tmp_path):
+def test_disk_holds_little_more_than_the_named_files(tmp_path):
   with Run(tmp_path, keep=2, keep_every=1) as run:
     for step in range(1, 12):
       run.save(step, rounds=30)
@@ -71,7 +71,7 @@ def test_disk_holds_little_more_than_what_the_steps_name(tmp_path):
     assert with_replay(run) == [10, 11]
 
 
-def test_without_a_replay_there_is_an_agent_but_no_going_on(tmp_path):
+def test_a_step_without_replay_cannot_be_resumed(tmp_path):
   with Run(tmp_path, keep=1, keep_every=1) as run:
     run.save(10)
     run.save(20)
@@ -87,8 +87,8 @@ def test_without_a_replay_there_is_an_agent_but_no_going_on(tmp_path):
     assert '[10] hold an agent but no replay' in str(info.value)
 
 
-def test_the_mark_alone_is_enough(tmp_path):
-  """Killed between the mark and the removal of the manifests."""
+def test_the_marker_alone_drops_the_replay(tmp_path):
+  """The process was killed before it deleted the manifests."""
   with Run(tmp_path, keep=2) as run:
     run.save(10)
     expected = contents(run.replay)

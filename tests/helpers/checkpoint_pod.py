@@ -1,6 +1,6 @@
-"""A process that saves, for tests that kill it or remove its disk.
+"""Saves in one process, for tests that kill it or fill its disk.
 
-python program.py MODE DIRECTORY [PROCESS COORDINATOR]
+python checkpoint_pod.py MODE DIRECTORY [PROCESS COORDINATOR]
 """
 
 import json
@@ -20,7 +20,7 @@ SIZE = 1 << 20
 
 
 def values(step):
-  """float32 [SIZE] that do not compress, different for every step."""
+  """Returns incompressible float32 [SIZE], different for every step."""
   return jax.random.normal(jax.random.key(step), (SIZE,))
 
 
@@ -29,7 +29,7 @@ def agent(step):
 
 
 def hang(directory):
-  """Commits step 1, then stays in the middle of writing step 2."""
+  """Commits step 1, then hangs while writing step 2."""
 
   def write_replay():
     (directory / 'chunk-2').write_bytes(b'x' * 100)
@@ -47,7 +47,7 @@ def hang(directory):
 
 
 def forever(directory):
-  """Commits steps one by one and prints a line after each."""
+  """Commits one step after the other and prints each."""
   with Checkpointer(directory / 'checkpoints') as checkpointer:
     step = max(checkpointer.steps(), default=0)
     if step:
@@ -62,7 +62,7 @@ def forever(directory):
 
 
 def full(directory):
-  """Saves step 2 with no room on the disk, and step 3 with room again."""
+  """Saves step 2 on a full disk, and step 3 with space again."""
   with Checkpointer(directory / 'checkpoints') as checkpointer:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     results = []
@@ -75,7 +75,7 @@ def full(directory):
 
 
 def together(directory):
-  """Two processes save one array that both own a half of."""
+  """Saves an array of which each of two processes holds half."""
   index, coordinator = int(sys.argv[3]), sys.argv[4]
   jax.distributed.initialize(coordinator, 2, index)
   mesh = jax.make_mesh(

@@ -1,10 +1,10 @@
-"""A process that saves together with others, for tests that kill them.
+"""Saves together with other processes, for tests that kill them.
 
-python worker.py MODE LOGDIR INDEX COUNT COORDINATOR [MESH]
+python checkpoint_worker.py MODE LOGDIR INDEX COUNT COORDINATOR [MESH]
 
-Prints one JSON object per line. An agent of some MB, sharded over a mesh of
-all devices (MESH such as 2,2,1), and a replay of tens of MB resume from the
-newest checkpoint, which any number of processes may have saved.
+Prints one JSON object per line. Resumes an agent of some MB, sharded over a
+mesh of all devices (MESH such as 2,2,1), and a replay of tens of MB from the
+newest checkpoint, however many processes have saved it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from dreamer_tpu.replay import Replay
 from dreamer_tpu.sharding import mesh as mesh_lib
 
 DEVICES = 4  # Over all processes.
-STREAMS = 8  # The same.
+STREAMS = 8  # Likewise.
 SPECS = {
   'kernel': PartitionSpec('fsdp', 'model'),
   'moment': PartitionSpec(('data', 'fsdp'), 'model'),
@@ -53,7 +53,7 @@ def initial():
 
 
 def advance(agent):
-  """An update: every number changes, the same way on every mesh."""
+  """Changes every number, equally on every mesh."""
   count = agent['count'] + 1
   change = lambda x: jnp.roll(x, 1, 0) * -0.875 + count
   arrays = {k: change(v) for k, v in agent.items() if k != 'count'}
@@ -61,7 +61,7 @@ def advance(agent):
 
 
 class Worker:
-  """This process's part of a run."""
+  """Part of a run in this process."""
 
   def __init__(self, logdir, index, count, mesh):
     self.index, self.count = index, count
@@ -103,7 +103,7 @@ class Worker:
       )
       self.agent = restored.agent
       self.step = restored.step
-    self.say('restored')
+    self.report('restored')
 
   def _attempt(self, step):
     restored = self.checkpointer.restore(step, self.abstract)
@@ -131,14 +131,14 @@ class Worker:
       self.replay.update(ids, {'latent/deter': latents})
 
   def save(self):
-    """Starts a save and prints its contents."""
+    """Starts a save and prints the hashes of its content."""
     write = self.shard.snapshot({'step': self.step})
-    self.say('saving')
+    self.report('saving')
     run = {'step': self.step}
     self.checkpointer.save(self.step, self.agent, run, write)
 
-  def say(self, event, **more):
-    """Prints the step and the hashes of this process's part of it."""
+  def report(self, event, **more):
+    """Prints the step and the hashes of agent and replay."""
     hashes = {'agent': self.agent_hash(), 'replay': self.replay_hash()}
     line = {'event': event, 'step': self.step, **hashes, **more}
     print(json.dumps(line), flush=True)
@@ -159,7 +159,7 @@ class Worker:
     )
 
   def numbers(self):
-    """The numbers of all stored steps, with a digest of each."""
+    """Returns the number and digest of every stored step."""
     return {
       int(chunk.arrays['number'][row]): digest(
         chunk.arrays[key][row] for key in SPEC
@@ -177,30 +177,30 @@ def digest(arrays):
 
 
 def forever(worker):
-  """Saves repeatedly and prints each commit."""
+  """Saves again and again, and reports every commit."""
   worker.restore()
   while True:
     worker.act(24)
     worker.agent = worker.advance(worker.agent)
     for result in worker.checkpointer.wait():
-      worker.say('failed' if result.error else 'committed', of=result.step)
+      worker.report('failed' if result.error else 'committed', of=result.step)
     worker.save()
 
 
 def once(worker):
-  """Restores, prints its contents, acts and saves."""
+  """Restores, reports all stored steps, acts and saves."""
   worker.restore()
-  worker.say('held', numbers=worker.numbers())
+  worker.report('held', numbers=worker.numbers())
   worker.act(40)
   worker.agent = worker.advance(worker.agent)
   worker.save()
-  worker.say('saved', numbers=worker.numbers())
+  worker.report('saved', numbers=worker.numbers())
   (result,) = worker.checkpointer.wait()
   assert not result.error, result.error
 
 
 def saves(worker):
-  """Makes three saves; where a file 'block' is, process 1 fails the second."""
+  """Saves three times; if a file 'block' exists, process 1 fails the second."""
   worker.restore()
   logdir = worker.checkpointer.directory.parent
   for number in range(3):
@@ -212,7 +212,7 @@ def saves(worker):
       folder.write_text('in the way')
     worker.save()
     (result,) = worker.checkpointer.wait()
-    worker.say('failed' if result.error else 'committed', why=result.error)
+    worker.report('failed' if result.error else 'committed', why=result.error)
     if block:
       folder.unlink()
       (logdir / 'hidden').rename(folder)

@@ -14,11 +14,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Processes:
-  """Several workers of one run.
+  """Worker processes of one run.
 
   Attributes:
-    lines: What each has said so far.
-    errors: Their standard errors.
+    lines: JSON objects that each has printed so far.
+    errors: Lines of the standard error of each.
   """
 
   def __init__(self, mode, logdir, count, mesh='2,2,1'):
@@ -61,7 +61,7 @@ class Processes:
         into.append(line)
 
   def end(self, timeout=120):
-    """Waits for all; their return codes."""
+    """Waits for all and returns their exit codes."""
     try:
       codes = [process.wait(timeout) for process in self.all]
     finally:
@@ -69,7 +69,7 @@ class Processes:
     return codes
 
   def kill(self):
-    """Kills all processes and reads their remaining output."""
+    """Kills all and reads the rest of their output."""
     for process in self.all:
       process.kill()
     for process in self.all:

@@ -1,4 +1,4 @@
-"""A small run: an agent and a replay that grows, saved together."""
+"""A small run that saves its agent and replay."""
 
 import jax
 import jax.numpy as jnp
