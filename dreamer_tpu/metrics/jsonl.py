@@ -1,11 +1,12 @@
 """JSON lines files that survive crashes and resumes."""
 
+import contextlib
 import json
 import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class JsonLines:
 
   Each line of a local file is written at once, so that readers and crashes see
   whole lines. An object store (`gs://`) only accepts whole files: lines are
-  collected in a local file and uploaded once a minute and when flushed.
+  collected in a local file and uploaded once a minute and when closed.
 
   Args:
     path: File to append to. Incomplete lines in it are dropped.
@@ -35,16 +36,15 @@ class JsonLines:
     self,
     path: epath.PathLike,
     last_step: int | None,
-    submit: Callable[[Callable[[], None]], Any],
+    submit: Callable[..., None],
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._path = epath.Path(path)
     self._submit = submit
     self._clock = clock
-    self._lock = threading.Lock()
+    self._lock = threading.RLock()
     self._remote = not is_local(path)
     self._uploaded = clock()
-    self._changed = False
     kept = trim(self._path, last_step)
     if self._remote:
       self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -64,35 +64,26 @@ class JsonLines:
       self._file.write(line)
       if not self._remote:
         self._file.flush()
-        return
-      self._changed = True
-      now = self._clock()
-      due = now - self._uploaded > _UPLOAD_EVERY
-      if due:
-        self._uploaded = now
-    if due:
-      self._submit(self.flush)
-
-  def flush(self) -> None:
-    """Uploads new lines to an object store."""
-    with self._lock:
-      if not self._changed:
-        return
-      self._file.seek(0)
-      content = self._file.read()
-      self._changed = False
-    self._path.write_bytes(content)
+      elif self._clock() - self._uploaded > _UPLOAD_EVERY:
+        self._uploaded = self._clock()
+        self._submit(self._upload)
 
   def close(self) -> None:
-    """Flushes and closes the file."""
-    self.flush()
+    """Uploads the last lines, and closes the file."""
+    if self._remote:
+      self._upload()
     self._file.close()
+
+  def _upload(self) -> None:
+    with self._lock:
+      self._file.seek(0)
+      content = self._file.read()
+    self._path.write_bytes(content)
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
   """Returns the objects in a file, except incomplete lines."""
-  lines = epath.Path(path).read_bytes().splitlines()
-  return [value for line in lines if (value := _parse(line)) is not None]
+  return [value for _, value in _parse(epath.Path(path).read_bytes())]
 
 
 def trim(path: epath.Path, last_step: int | None) -> bytes:
@@ -108,25 +99,23 @@ def trim(path: epath.Path, last_step: int | None) -> bytes:
   if not path.exists():
     return b''
   content = path.read_bytes()
-  lines = []
-  for line in content.splitlines():
-    value = _parse(line)
-    if value is None:
-      continue
-    if last_step is None or value.get('step', 0) <= last_step:
-      lines.append(line + b'\n')
-  kept = b''.join(lines)
+  kept = b''.join(
+    line + b'\n'
+    for line, value in _parse(content)
+    if last_step is None or value.get('step', 0) <= last_step
+  )
   if kept != content:
     atomic_write(path, kept)
   return kept
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-  try:
-    value = json.loads(line)
-  except ValueError:
-    return None
-  return value if isinstance(value, dict) else None
+def _parse(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+  """Yields the complete lines and their objects."""
+  for line in content.splitlines():
+    with contextlib.suppress(ValueError):
+      value = json.loads(line)
+      if isinstance(value, dict):
+        yield line, value
 
 
 def _plain(value: Any) -> Any:
