@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -43,7 +42,7 @@ class TensorBoard:
   def __init__(
     self,
     logdir: epath.PathLike,
-    submit: Callable[..., Future[Any]],
+    submit: Callable[..., None],
     last_step: int | None,
   ) -> None:
     for name in ('clu', 'tensorflow', 'tensorboard'):
@@ -65,7 +64,6 @@ class TensorBoard:
     theirs.close()
     # Multiprocessing would send SIGTERM at exit, which the writer ignores.
     atexit.register(self._pipe.close)
-    self.flush()
 
   def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
     """Queues metrics, see `Writers.write`. Arrays must not change later."""
@@ -78,10 +76,6 @@ class TensorBoard:
       for key, value in flatten(config).items()
     }
     self._submit(self._call, 'write_hparams', values)
-
-  def flush(self) -> None:
-    """Queues a flush to disk."""
-    self._submit(self._call, 'flush')
 
   def close(self) -> None:
     """Queues the end of the writer process."""
@@ -142,7 +136,6 @@ class _EventFiles:
       _trim(logdir, last_step)
     self._writer = metric_writers.SummaryWriter(os.fspath(logdir))
     self.write_hparams = self._writer.write_hparams
-    self.flush = self._writer.flush
     self.close = self._writer.close
 
   def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
@@ -155,6 +148,7 @@ class _EventFiles:
     self._writer.write_histograms(step, ranks[1])
     self._writer.write_images(step, ranks[3])
     self._write_videos(step, ranks[4])
+    self._writer.flush()
 
   def _write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
     """Writes image summaries with animated GIFs in place of PNGs."""

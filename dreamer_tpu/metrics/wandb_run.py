@@ -6,7 +6,6 @@ import json
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class WandbRun:
   def __init__(
     self,
     logdir: epath.PathLike,
-    submit: Callable[..., Future[Any]],
+    submit: Callable[..., None],
     config: Mapping[str, Any],
   ) -> None:
     spec = importlib.util.find_spec('wandb')

@@ -101,7 +101,6 @@ class Writers:
         self._submit(video.write_gif, path, value)
     if self._tensorboard:
       self._tensorboard.write(step, metrics)
-      self._tensorboard.flush()
     if self._wandb:
       self._wandb.write(step, metrics)
     if videos:
@@ -166,10 +165,8 @@ class Writers:
       self._wandb = WandbRun(self._logdir, self._submit, config)
       self.terminal.log_status(f'Weights & Biases: {self._wandb.location}')
 
-  def _submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-    future = self._thread.submit(function, *args)
-    self._pending.append(future)
-    return future
+  def _submit(self, function: Callable[..., Any], *args: Any) -> None:
+    self._pending.append(self._thread.submit(function, *args))
 
   def _raise_failures(self) -> None:
     while self._pending and self._pending[0].done():
