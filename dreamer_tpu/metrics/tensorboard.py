@@ -143,8 +143,7 @@ class _EventFiles:
     for name, value in metrics.items():
       if value.size:
         ranks[value.ndim][name] = value
-    scalars = {name: float(value) for name, value in ranks[0].items()}
-    self._writer.write_scalars(step, scalars)
+    self._writer.write_scalars(step, {k: float(v) for k, v in ranks[0].items()})
     self._writer.write_histograms(step, ranks[1])
     self._writer.write_images(step, ranks[3])
     self._write_videos(step, ranks[4])

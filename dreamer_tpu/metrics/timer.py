@@ -81,8 +81,7 @@ class Timer:
     """Counts a duration that was measured elsewhere."""
     with self._lock:
       count, total, longest = self._durations.get(name, (0, 0.0, 0.0))
-      longest = max(longest, seconds)
-      self._durations[name] = count + 1, total + seconds, longest
+      self._durations[name] = count + 1, total + seconds, max(longest, seconds)
       self._totals[name] = self._totals.get(name, 0.0) + seconds
 
   def take(self) -> dict[str, Section]:
@@ -135,9 +134,7 @@ class Rate:
     clock: Monotonic time in seconds.
   """
 
-  def __init__(
-    self, count: float = 0, clock: Clock = time.perf_counter
-  ) -> None:
+  def __init__(self, count: float, clock: Clock = time.perf_counter) -> None:
     self._clock = clock
     self._count = count
     self._time = clock()
