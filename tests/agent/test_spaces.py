@@ -1,4 +1,4 @@
-"""What the agent says of spaces that it cannot take."""
+"""Errors for spaces that the agent does not support."""
 
 import numpy as np
 import pytest

@@ -87,7 +87,7 @@ def test_compiled_update_aliases_the_whole_state(bench, learner):
 
 
 def test_abstract_arguments_are_those_of_an_update(bench, learner):
-  """What `plan` compiles for is what a run compiles."""
+  """`plan` compiles the program of a run."""
   args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
   expected = learner.steps.train_arguments(small.STEPS)
   assert jax.tree.structure(args) == jax.tree.structure(expected)

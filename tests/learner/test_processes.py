@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(mode, directory, processes, devices, model=1):
-  """Runs the program to its end in so many processes."""
+  """Runs the program to its end in several processes."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     coordinator = f'localhost:{s.getsockname()[1]}'
@@ -90,7 +90,7 @@ def test_all_hosts_know_the_same(tmp_path):
   assert results[0] == results[1] == results[2]
   known, rest, flags = results[0]
   steps, ready, stop, times = zip(*known, strict=True)
-  # What a host says is known to all one round later.
+  # A value that a host sends reaches all hosts one round later.
   assert list(steps) == [0, 30, 33, 36, 39]
   assert list(ready) == [False, False, False, True, True]
   assert list(stop) == [False, False, False, False, True]
