@@ -132,7 +132,7 @@ def test_a_slow_host_with_a_wrong_clock(tmp_path):
     1,
     *GAME,
     '--config.script=parallel',
-    '--config.run.steps=3000',
+    '--config.run.steps=1500',
     '--config.run.save_every=2',
     POD_SLOW='0.02',
     POD_CLOCK='3600',
