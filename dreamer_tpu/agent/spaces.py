@@ -11,7 +11,7 @@ import numpy as np
 from dreamer_tpu import errors
 
 # Keys of a batch that are not observations; envs/conversion.py has them too.
-RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec', 'stepid')
+RESERVED = ('reward', 'is_first', 'is_last', 'is_terminal', 'consec')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

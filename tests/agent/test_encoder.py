@@ -1,4 +1,4 @@
-"""Sizes of tokens, and images that the encoder refuses."""
+"""Tests the size of tokens and the errors for unsuitable images."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The layout of open-loop videos against NumPy."""
+"""Tests the layout of open-loop videos against NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Schedules, clipping and weight decay against their formulas."""
+"""Tests schedules, clipping and weight decay against their formulas."""
 
 import math
 

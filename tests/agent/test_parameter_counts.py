@@ -1,4 +1,4 @@
-"""The number of parameters of every module, size and suite, to the last."""
+"""Tests the number of parameters of every module, size and suite."""
 
 import collections
 import csv

@@ -1,4 +1,4 @@
-"""Lambda-returns against a loop over steps."""
+"""Tests lambda-returns against a loop over steps."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ DISCOUNT, LAM = 0.9, 0.8
 
 
 def slow(last, term, reward, boot):
-  """As the paper writes it, from the last step backwards."""
+  """Computes the recursion of the paper from the last step backwards."""
   steps = boot.shape[1]
   result = np.zeros((len(boot), steps - 1))
   future = boot[:, -1].astype(np.float64)
