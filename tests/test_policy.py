@@ -7,9 +7,7 @@ import pytest
 
 import dreamer_tpu
 from dreamer_tpu.errors import UserError
-from tests.helpers.golden import FOLDER
-
-PUBLIC = FOLDER / 'public_checkpoint'
+from tests.helpers.golden import PUBLIC
 
 
 def test_reproduces_the_public_policy():

@@ -12,6 +12,7 @@ from dreamer_tpu.agent import Agent, Space
 from dreamer_tpu.checkpoint.dreamerv3 import names
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'golden'
+PUBLIC = FOLDER / 'public_checkpoint'
 MODULES = ('enc', 'dyn', 'dec', 'rew', 'con', 'pol', 'val', 'slowval')
 OBS = {
   'vector_continuous': {

@@ -6,7 +6,7 @@ import pytest
 
 from dreamer_tpu.learner.acting import PolicyStep
 from tests.helpers import small
-from tests.learner.test_learner import compilations
+from tests.helpers.compilations import compilations
 
 ENVS = 4
 

@@ -1,17 +1,14 @@
 """Updates on one device: state, results, randomness, transfers, NaN."""
 
-import contextlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import monitoring
 
 from tests.helpers import small
-
-COMPILED = '/jax/core/compile/backend_compile_duration'
+from tests.helpers.compilations import compilations
 
 
 class Bench:
@@ -46,22 +43,6 @@ def bench():
 @pytest.fixture
 def learner(bench):
   return bench.reset()
-
-
-@contextlib.contextmanager
-def compilations():
-  """A list that grows by one with every program that XLA compiles."""
-  seen = []
-
-  def listen(name, *_, **__):
-    if name == COMPILED:
-      seen.append(name)
-
-  monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield seen
-  finally:
-    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_state_is_donated_and_keeps_its_sharding(bench, learner):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
 from dreamer_tpu.metrics.writers import Writers
+from tests.helpers.wandb_files import history, records
 
 CONFIG = {'task': 'dmc_walker_walk', 'agent': {'opt': {'lr': 4e-5}}}
 
@@ -21,43 +21,6 @@ def offline(monkeypatch):
   pytest.importorskip('wandb', reason='the package wandb is not installed')
   monkeypatch.setenv('WANDB_MODE', 'offline')
   monkeypatch.setenv('WANDB_API_KEY', 'secret' * 7)
-
-
-def records(path):
-  """Yields the protocol buffers in a file: a LevelDB log after 7 bytes."""
-  from wandb.proto import wandb_internal_pb2
-
-  data, at, parts = path.read_bytes(), 7, b''
-  while at + 7 <= len(data):
-    if 32768 - at % 32768 < 7:
-      at += 32768 - at % 32768
-      continue
-    length, kind = struct.unpack_from('<HB', data, at + 4)
-    parts += data[at + 7 : at + 7 + length]
-    at += 7 + length
-    if kind in (1, 4):  # Full, or the last part.
-      record = wandb_internal_pb2.Record()
-      record.ParseFromString(parts)
-      yield record
-      parts = b''
-
-
-def history(logdir):
-  """Returns (run id, step, values) of all runs of a logdir, oldest first."""
-  paths = sorted((logdir / 'wandb').glob('offline-run-*/*.wandb'))
-  paths.sort(key=lambda path: path.stat().st_mtime_ns)
-  found = []
-  for path in paths:
-    for record in records(path):
-      if record.WhichOneof('record_type') == 'run':
-        name = record.run.run_id
-      elif record.WhichOneof('record_type') == 'history':
-        values = {
-          '.'.join(x.nested_key) or x.key: json.loads(x.value_json)
-          for x in record.history.item
-        }
-        found.append((name, record.history.step.num, values))
-  return found
 
 
 def write(logdir, steps, resume_step):
@@ -106,6 +69,7 @@ def test_refusal_is_one_line(tmp_path, offline):
   code = f"""if True:
     from dreamer_tpu.errors import UserError
     from dreamer_tpu.metrics.writers import Writers
+from tests.helpers.wandb_files import history, records
     try:
       Writers({str(tmp_path)!r}, ('wandb',))
     except UserError as error:

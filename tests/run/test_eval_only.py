@@ -14,7 +14,7 @@ from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
 from dreamer_tpu.run import eval_only, setup, train
 from tests.helpers import program, tensorboard
-from tests.test_policy import PUBLIC
+from tests.helpers.golden import PUBLIC
 
 PICTURES = '--config.task=gym_tests.helpers.toys:Pictures-v0'
 SMALL = (

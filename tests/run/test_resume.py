@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import program, tensorboard
-from tests.metrics.test_wandb import history
+from tests.helpers.wandb_files import history
 
 ARGS = (
   '--config=configs/gym.py:debug',
   '--config.run.log_every=-1',
   '--config.run.report_every=0',
-  # A save that is due meanwhile could be late on a busy machine.
+  # A save during the run could be late on a busy machine.
   '--config.run.save_every=0',
 )
 # Steps per update: a batch of 64 steps at a ratio of 8.
