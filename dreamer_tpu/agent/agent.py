@@ -7,25 +7,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import nnx, struct
 
 from dreamer_tpu.agent import (
   imagination,
+  layers,
+  losses,
   normalizer,
   openloop,
   optimizer,
   spaces,
 )
 from dreamer_tpu.agent.model import Model
-from dreamer_tpu.agent.objective import Objective, Outcome
+from dreamer_tpu.agent.rssm import Posterior
 
 Tree = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 sg = jax.lax.stop_gradient
 
 
+@struct.dataclass
+class LossAux:
+  """Results of an update besides the loss and its gradients.
+
+  Attributes:
+    post: Posterior states [B, T, ...].
+    priority: float32 [B, T], the world model's loss of every step.
+    terms: float32 losses by term, not scaled.
+    imagined: [H, N, ...] per action key, and 'return'.
+    retnorm: New state of the return normalizer.
+    metrics: Scalars.
+  """
+
+  post: Posterior
+  priority: jax.Array
+  terms: Tree
+  imagined: Tree
+  retnorm: Tree
+  metrics: Tree
+
+
 class Agent:
-  """DreamerV3 as functions that `jax.jit` may compile.
+  """DreamerV3 as functions to compile with `jax.jit`.
 
   The state is a nested dict of arrays: `params`, `slow_value`, `opt`,
   `retnorm`, and the int32 counters `step` (updates) and `skipped`. The carry
@@ -63,7 +86,6 @@ class Agent:
       name: nnx.split(getattr(model, name), nnx.Param)[0]
       for name in self.variables
     }
-    self._objective = Objective(config, self.act_space, self._model)
 
   def _make_model(self, key: jax.Array) -> Model:
     return Model(
@@ -138,21 +160,21 @@ class Agent:
     state_key, action_key = imagination.split(key)
     obs = {k: v[:, None] for k, v in obs.items()}
     state, last_action = self._unpack(carry)
-    _, states = model.rssm.observe(
+    post = model.rssm.observe(
       state,
       model.encoder(obs),
       spaces.concat(self.act_space, last_action)[:, None],
       obs['is_first'],
       state_key,
     )
-    state = jax.tree.map(lambda x: x[:, 0], states)
     noise = model.policy.noise(
       None if mode else action_key, obs['is_first'].shape[:1]
     )
-    action = model.policy(model.rssm.feat(state)).choose(noise)
-    carry = self._pack(state, action)
-    latents = {f'latent/{k}': carry[k] for k in ('deter', 'stoch')}
-    return carry, action, latents
+    feat = model.rssm.feat(post.deter[:, 0], post.stoch[:, 0])
+    action = model.policy(feat).sample(noise)
+    latents = jax.tree.map(lambda x: x[:, 0], _latents(post))
+    carry = {**latents, 'action': action}
+    return carry, action, {f'latent/{k}': v for k, v in latents.items()}
 
   def train(
     self,
@@ -176,14 +198,17 @@ class Agent:
       ...] (the fresh latents, and 'priority', its loss of the world model,
       float32 [B, T]), and scalar metrics.
     """
-    inputs = self._contextualize(carry, batch)
+    carry, obs, last_action = self._contextualize(carry, batch)
     (_, aux), grads = jax.value_and_grad(
-      lambda params: self._loss(params, state, *inputs, key), has_aux=True
+      lambda params: self._loss(params, state, carry, obs, last_action, key),
+      has_aux=True,
     )(state['params'])
-    carry, latents, outcome = aux
+    latents = {f'latent/{k}': v for k, v in _latents(aux.post).items()}
+    latents['priority'] = aux.priority
     with jax.named_scope('optimizer'):
-      new, metrics = self._apply(state, grads, outcome.retnorm)
-    return new, carry, latents, {**outcome.metrics, **metrics}
+      new, metrics = self._apply(state, grads, aux.retnorm)
+    carry = self._last_carry(aux.post, obs)
+    return new, carry, latents, {**aux.metrics, **metrics}
 
   def report(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
@@ -199,7 +224,7 @@ class Agent:
     """
     carry, obs, last_action = self._contextualize(carry, batch)
     loss_key, video_key = jax.random.split(key)
-    _, (new_carry, _, outcome) = self._loss(
+    _, aux = self._loss(
       state['params'], state, carry, obs, last_action, loss_key
     )
     videos = openloop.videos(
@@ -209,8 +234,9 @@ class Agent:
       spaces.concat(self.act_space, last_action),
       video_key,
     )
-    values = {f'imagined/{k}': v.ravel() for k, v in outcome.imagined.items()}
-    return new_carry, outcome.metrics, {**videos, **values}
+    values = {f'imagined/{k}': v.ravel() for k, v in aux.imagined.items()}
+    carry = self._last_carry(aux.post, obs)
+    return carry, aux.metrics, {**videos, **values}
 
   def gradient_norm(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array, term: Any
@@ -226,8 +252,8 @@ class Agent:
     loss_key, _ = jax.random.split(key)
 
     def loss_fn(params):
-      _, (_, _, outcome) = self._loss(params, state, *inputs, loss_key)
-      scaled = self._objective.scale(outcome.terms)
+      _, aux = self._loss(params, state, *inputs, loss_key)
+      scaled = self._scale(aux.terms)
       return jnp.stack([scaled[k] for k in sorted(scaled)])[term]
 
     return optax.tree.norm(jax.grad(loss_fn)(state['params']))
@@ -265,29 +291,77 @@ class Agent:
     state = {'deter': carry['deter'].astype(self.dtype), 'stoch': stoch}
     return state, carry['action']
 
-  def _pack(self, state: Tree, action: Tree) -> Tree:
-    stoch = jnp.argmax(state['stoch'], -1).astype(jnp.uint8)
-    return sg({'deter': state['deter'], 'stoch': stoch, 'action': action})
-
   def _loss(
     self, params, state, carry, obs, last_action, key
-  ) -> tuple[jax.Array, tuple[Tree, Tree, Outcome]]:
-    """The loss; new carry, fresh latents, and what else goes along with it."""
-    loss, outcome = self._objective(
-      params,
-      state['slow_value'],
-      state['retnorm'],
+  ) -> tuple[jax.Array, LossAux]:
+    """Computes the scaled sum of all terms."""
+    world_key, imagine_key = imagination.split(key)
+    model, frozen = self._model(params), self._model(sg(params))
+    post, terms, metrics = losses.world_model(
+      model,
       self._unpack(carry)[0],
       obs,
-      last_action,
+      spaces.concat(self.act_space, last_action),
+      world_key,
+      self.config,
+    )
+    priority: Any = sum(self._weight(k) * v for k, v in terms.items())
+    with losses.scope('imagine'):
+      rollout = self._imagine(params, post, imagine_key)
+    with losses.scope('actor_critic'):
+      actor_critic_terms, imagined, retnorm, actor_metrics = (
+        losses.actor_critic(
+          model,
+          frozen,
+          self._model({'value': state['slow_value']}).value,
+          rollout,
+          state['retnorm'],
+          self.config,
+        )
+      )
+      terms |= actor_critic_terms
+      feat = model.rssm.feat(post.deter, post.stoch)
+      terms['repval'] = losses.replay_value(
+        frozen.value, feat, obs, imagined, self.config
+      )
+    loss: Any = sum(self._scale(terms).values())
+    metrics |= actor_metrics
+    metrics |= {f'loss/{k}': v.mean() for k, v in terms.items()}
+    return loss, LossAux(
+      post=post,
+      priority=sg(priority.astype(jnp.float32)),
+      terms=terms,
+      imagined={**imagined.actions, 'return': imagined.returns},
+      retnorm=retnorm,
+      metrics={**metrics, 'loss/total': loss},
+    )
+
+  def _imagine(self, params, post, key) -> imagination.Rollout:
+    """Imagines trajectories from every replayed state."""
+    flat = lambda x: sg(x.reshape(-1, *x.shape[2:]))
+    model = self._model(layers.cast(sg(params), self.dtype))
+    return imagination.rollout(
+      model.rssm,
+      model.policy,
+      self.act_space,
+      {'deter': flat(post.deter), 'stoch': flat(post.stoch)},
+      self.config.imag_length,
       key,
     )
+
+  def _last_carry(self, post: Posterior, obs: Tree) -> Tree:
+    """Returns the carry after the last of T steps."""
     action = {k: obs[k] for k in self.act_space}
-    latents = self._pack(outcome.states, {})
-    carry = jax.tree.map(lambda x: x[:, -1], {**latents, 'action': action})
-    latents = {f'latent/{k}': latents[k] for k in ('deter', 'stoch')}
-    latents['priority'] = outcome.priority
-    return loss, (carry, latents, outcome)
+    return jax.tree.map(
+      lambda x: x[:, -1], {**_latents(post), 'action': action}
+    )
+
+  def _scale(self, terms: Tree) -> Tree:
+    """Returns the scaled mean of each term."""
+    return {k: self._weight(k) * v.mean() for k, v in terms.items()}
+
+  def _weight(self, term: str) -> float:
+    return getattr(self.config.loss_scales, term.partition('/')[0])
 
   def _apply(
     self, state: Tree, grads: Tree, retnorm: Tree
@@ -328,3 +402,8 @@ def rms(tree: Tree) -> jax.Array:
   """Root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
+
+
+def _latents(post: Posterior) -> Tree:
+  """Returns `deter` and class indices, the form in which replay stores them."""
+  return sg({'deter': post.deter, 'stoch': post.index.astype(jnp.uint8)})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from dreamer_tpu.agent import distributions, encoder, layers, spaces
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import matmul, placement
 
 
 @struct.dataclass
@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
     heads: dict[str, Any] = {}
     if not self.vectors:
       return heads
-    x = self.mlp.of_state(stoch, deter)
+    x = self.mlp.apply_split(stoch, deter)
     for key, space in self.vectors.items():
       linear = getattr(self, f'out_{spaces.parameter_name(key)}')
       out = linear(x).astype(jnp.float32)
@@ -155,10 +155,10 @@ class Decoder(nnx.Module):
     batch = deter.shape[:2]
     height, width = self.grid
     # Each block holds its own channels of the whole grid.
-    a = self.deter_in.by_block(layers.to_blocks(deter, self.blocks))
+    a = self.deter_in(matmul.to_blocks(deter, self.blocks))
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
-    b = self.stoch_out(self.stoch_in.of_state(stoch)).reshape(a.shape)
+    b = self.stoch_out(self.stoch_in.apply_split(stoch)).reshape(a.shape)
     a, b = (
       placement.with_logical_constraint(y, 'images', None, None, None)
       for y in (a, b)

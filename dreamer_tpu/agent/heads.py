@@ -1,6 +1,6 @@
-"""Predictions from `feat`: reward, continuation, value and policy."""
+"""Heads: reward, continuation, value and policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,13 +16,13 @@ from dreamer_tpu.agent.distributions import (
 )
 
 AXES = ('features', 'outputs')
-# [..., D] and [..., S * C], as `RSSM.feat` has them.
+# [..., D] and [..., S * C], see `RSSM.feat`.
 Feat = tuple[jax.Array, jax.Array]
 Noise = Mapping[str, jax.Array]
 
 
 class ScalarHead(nnx.Module):
-  """A scalar over symexp bins: the reward or the value."""
+  """Predicts a scalar over symexp bins: the reward or the value."""
 
   def __init__(
     self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -34,12 +34,12 @@ class ScalarHead(nnx.Module):
     )
 
   def __call__(self, feat: Feat) -> TwoHot:
-    """Distribution of a scalar [...]."""
-    return TwoHot(logits=self.out(self.mlp.of_state(*feat)))
+    """Returns the distribution of a scalar [...]."""
+    return TwoHot(logits=self.out(self.mlp.apply_split(*feat)))
 
 
 class BinaryHead(nnx.Module):
-  """The probability that the episode goes on."""
+  """Predicts the probability that the episode continues."""
 
   def __init__(
     self, inputs: int, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -51,13 +51,13 @@ class BinaryHead(nnx.Module):
     )
 
   def __call__(self, feat: Feat) -> Bernoulli:
-    """Distribution of a binary [...]."""
-    logit = self.out(self.mlp.of_state(*feat))[..., 0]
+    """Returns the distribution of a binary [...]."""
+    logit = self.out(self.mlp.apply_split(*feat))[..., 0]
     return Bernoulli(logit=logit.astype(jnp.float32))
 
 
 class PolicyHead(nnx.Module):
-  """A distribution per action key."""
+  """Predicts a distribution per action key."""
 
   def __init__(
     self,
@@ -74,42 +74,56 @@ class PolicyHead(nnx.Module):
     kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.mlp = layers.MLP(inputs, config.units, config.layers, **kw)
     kw |= dict(outscale=config.outscale, axes=AXES)
-    for key, space in self.spaces.items():
-      for part in ['logits'] if space.classes else ['mean', 'std']:
-        out = layers.Linear(config.units, space.size, **kw)
-        setattr(self, f'{spaces.parameter_name(key)}_{part}', out)
+    for key, parts in self._outputs().items():
+      for name in parts:
+        out = layers.Linear(config.units, self.spaces[key].size, **kw)
+        setattr(self, name, out)
+
+  def _outputs(self) -> dict[str, list[str]]:
+    """Names of the output layers per action key."""
+    return {
+      key: [
+        f'{spaces.parameter_name(key)}_{part}'
+        for part in (['logits'] if space.classes else ['mean', 'std'])
+      ]
+      for key, space in self.spaces.items()
+    }
 
   def __call__(
-    self, feat: Feat, known: Sequence[jax.Array] | None = None
-  ) -> 'Policy':
-    """Distributions of the action [...] per key.
+    self, feat: Feat, cached: Mapping[str, Any] | None = None
+  ) -> 'ActionDist':
+    """Returns the distribution of the action.
 
     Args:
-      feat: What the head sees.
-      known: `Policy.linear`, if it has been computed before.
+      feat: Features, see `RSSM.feat`.
+      cached: `ActionDist.linear`, if it has been computed before.
     """
-    x, linear = self.mlp.recalling(*feat, known=known)
+    cached = cached or {}
+    linear: dict[str, Any] = {}
+    x, linear['mlp'] = self.mlp.with_preactivations(
+      *feat, cached=cached.get('mlp')
+    )
     dists: dict[str, Categorical | BoundedNormal] = {}
-    for key, space in self.spaces.items():
-      prefix = spaces.parameter_name(key)
-      batch = x.shape[:-1]
+    for key, names in self._outputs().items():
+      space = self.spaces[key]
+      for name in names:
+        linear[name] = getattr(self, name)(x, cached=cached.get(name))
+      shape = (*x.shape[:-1], *space.shape)
       if space.classes:
-        logits = getattr(self, f'{prefix}_logits')(x)
-        logits = logits.reshape(*batch, *space.shape, space.classes)
+        logits = linear[names[0]].reshape(*shape, space.classes)
         dists[key] = Categorical.create(logits, self.unimix)
       else:
-        mean = getattr(self, f'{prefix}_mean')(x).reshape(*batch, *space.shape)
-        std = getattr(self, f'{prefix}_std')(x).reshape(*batch, *space.shape)
+        mean, std = (linear[name].reshape(shape) for name in names)
         dists[key] = BoundedNormal.create(mean, std, *self.bounds)
-    return Policy(dists, self.spaces, linear)
+    return ActionDist(dists, self.spaces, linear)
 
   def noise(
     self, key: jax.Array | None, batch: tuple[int, ...]
   ) -> Noise | None:
-    """What `Policy.choose` takes for actions [*batch, ...] per key.
+    """Draws noise to sample actions [*batch, ...] per key.
 
     Args:
-      key: PRNG key; None gives None, which stands for modes.
+      key: PRNG key; None returns None, which stands for modes.
       batch: Leading axes.
     """
     if key is None:
@@ -125,27 +139,27 @@ def _kind(space: spaces.Space) -> type[Categorical] | type[BoundedNormal]:
   return Categorical if space.classes else BoundedNormal
 
 
-class Policy:
+class ActionDist:
   """Independent action distributions, one per key.
 
   Attributes:
     dists: Per key.
     spaces: Per key.
-    linear: Results [..., units] of the linear layers before, without norms.
+    linear: Results of all linear layers of the head.
   """
 
   def __init__(
     self,
     dists: Mapping[str, Categorical | BoundedNormal],
     act_space: Mapping[str, spaces.Space],
-    linear: Sequence[jax.Array],
+    linear: Mapping[str, Any],
   ):
     self.dists = dists
     self.spaces = act_space
     self.linear = linear
 
-  def choose(self, noise: Noise | None) -> dict[str, jax.Array]:
-    """An action per key, [..., *space.shape].
+  def sample(self, noise: Noise | None) -> dict[str, jax.Array]:
+    """Samples an action [..., *space.shape] per key.
 
     Args:
       noise: From `PolicyHead.noise`; None for the mode.
@@ -156,7 +170,7 @@ class Policy:
     }
 
   def log_prob(self, action: Mapping[str, jax.Array]) -> jax.Array:
-    """float32 [...], summed over keys and elements."""
+    """Returns float32 [...], summed over keys and elements."""
     parts = [
       self._reduce(k, dist.log_prob(action[k]))
       for k, dist in self.dists.items()
@@ -164,7 +178,7 @@ class Policy:
     return sum(parts[1:], start=parts[0])
 
   def entropy(self) -> dict[str, jax.Array]:
-    """float32 [...] per key, summed over elements, in nats."""
+    """Returns float32 [...] per key in nats, summed over elements."""
     return {k: self._reduce(k, d.entropy()) for k, d in self.dists.items()}
 
   def _reduce(self, key: str, x: jax.Array) -> jax.Array:

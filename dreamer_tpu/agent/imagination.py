@@ -4,12 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import struct
 
 from dreamer_tpu.agent import spaces
 from dreamer_tpu.agent.heads import Feat, PolicyHead
 from dreamer_tpu.agent.rssm import RSSM
 
 Tree = dict[str, Any]
+
+
+@struct.dataclass
+class Rollout:
+  """N imagined trajectories of H steps, time first, without gradients.
+
+  Attributes:
+    feats: Features [H, N, D] and [H, N, S * C].
+    actions: [H, N, ...] per action key.
+    linear: Results [H, N, ...] of all linear layers of the policy.
+    last: The feature after the last action, [N, D] and [N, S * C].
+  """
+
+  feats: Feat
+  actions: Tree
+  linear: Tree
+  last: Feat
 
 
 def rollout(
@@ -19,30 +37,25 @@ def rollout(
   start: Tree,
   horizon: int,
   key: jax.Array | None,
-) -> tuple[Feat, Tree, list[jax.Array], Feat]:
-  """Imagines H steps; nothing carries gradients.
+) -> Rollout:
+  """Imagines `horizon` steps.
 
   Args:
-    rssm: The world model, with parameters behind a stop-gradient.
-    policy: The policy, likewise.
+    rssm: World model, with its parameters in the compute dtype.
+    policy: Policy, likewise.
     act_space: Per action key.
     start: `deter` [N, D] and `stoch` [N, S, C].
-    horizon: Steps H to imagine.
+    horizon: Number of steps H.
     key: PRNG key, or None to take modes.
-
-  Returns:
-    Of H steps, time first: features [H, N, D] and [H, N, S C], actions
-    [H, N, ...] per key, and `Policy.linear`, [H, N, units] each. The feature
-    that follows, [N, D] and [N, S C].
   """
   imagine = rssm.imagine()
 
   def step(state, noise):
-    feat = rssm.feat(state)
-    acting = policy(feat)
-    action = acting.choose(noise['action'])
+    feat = rssm.feat(**state)
+    dist = policy(feat)
+    action = dist.sample(noise['action'])
     state = imagine(state, spaces.concat(act_space, action), noise['stoch'])
-    return state, (feat, action, acting.linear)
+    return state, (feat, action, dist.linear)
 
   act_key, state_key = split(key)
   batch = (horizon, len(start['deter']))
@@ -50,13 +63,13 @@ def rollout(
     'action': policy.noise(act_key, batch),
     'stoch': rssm.noise(state_key, batch),
   }
-  start = rssm.by_block(start)
   state, (feats, actions, linear) = jax.lax.scan(
     step, start, noise, length=horizon
   )
-  return jax.lax.stop_gradient((feats, actions, linear, rssm.feat(state)))
+  last = rssm.feat(**state)
+  return jax.lax.stop_gradient(Rollout(feats, actions, linear, last))
 
 
 def split(key: jax.Array | None) -> Any:
-  """Two keys of one; None, which stands for modes, stays None."""
+  """Splits a key in two; None, which stands for modes, stays None."""
   return (None, None) if key is None else jax.random.split(key)

@@ -51,7 +51,7 @@ def _states(model, start, obs, last_action, key) -> dict[str, Any]:
   half = last_action.shape[1] // 2
   first = {k: v[:, :half] for k, v in obs.items()}
   observe_key, imagine_key = jax.random.split(key)
-  state, observed = model.rssm.observe(
+  observed = model.rssm.observe(
     start,
     model.encoder(first),
     last_action[:, :half],
@@ -67,10 +67,12 @@ def _states(model, start, obs, last_action, key) -> dict[str, Any]:
 
   rest = jnp.swapaxes(last_action[:, half:], 0, 1)
   noise = model.rssm.noise(imagine_key, rest.shape[:2])
-  _, imagined = jax.lax.scan(step, model.rssm.by_block(state), (rest, noise))
+  state = {'deter': observed.deter, 'stoch': observed.stoch}
+  last = jax.tree.map(lambda x: x[:, -1], state)
+  _, imagined = jax.lax.scan(step, last, (rest, noise))
   return {
-    k: jnp.concatenate([observed[k], jnp.swapaxes(imagined[k], 0, 1)], 1)
-    for k in ('deter', 'stoch')
+    k: jnp.concatenate([state[k], jnp.swapaxes(imagined[k], 0, 1)], 1)
+    for k in state
   }
 
 

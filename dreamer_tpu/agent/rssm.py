@@ -1,8 +1,8 @@
-"""The world model's state and how it moves on.
+"""The world model's state and its dynamics.
 
-The state of a sequence is `deter` [B, D] and `stoch` [B, S, C], a one-hot per
-row of C classes. The loop over time does only what is recurrent: action and
-token projections, noise and the prior are computed for all steps at once.
+The state of N sequences is `deter` [N, D] and `stoch` [N, S, C], a one-hot row
+per categorical variable. Functions that loop over steps prepare their weights
+first, so that loops contain only what is recurrent.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,33 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
-from dreamer_tpu.agent import layers, recurrence, transition
+from dreamer_tpu.agent import layers
 from dreamer_tpu.agent.distributions import Categorical
-from dreamer_tpu.agent.ops import placement
+from dreamer_tpu.agent.ops import matmul, placement, scan
 
-State = dict[str, jax.Array]
+Array = jax.Array
+State = dict[str, Array]
 sg = jax.lax.stop_gradient
+constrain = placement.with_logical_constraint
+
+
+@struct.dataclass
+class Posterior:
+  """Posterior states of T observed steps.
+
+  Attributes:
+    deter: [B, T, D].
+    stoch: One-hot samples [B, T, S, C] with straight-through gradients.
+    index: int32 [B, T, S], classes of the samples.
+    dist: Distribution of `stoch`.
+  """
+
+  deter: Array
+  stoch: Array
+  index: Array
+  dist: Categorical
 
 
 class RSSM(nnx.Module):
@@ -35,13 +54,12 @@ class RSSM(nnx.Module):
   ):
     self.deter = config.deter
     self.stoch = (config.stoch, config.classes)
-    self.hidden = config.hidden
+    self.units = units = config.hidden
     self.blocks = config.blocks
     self.unimix = config.unimix
     self.dtype = dtype
     kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     flat = config.stoch * config.classes
-    units = config.hidden
     self.in_deter = layers.Layer(self.deter, units, **kw)
     self.in_stoch = layers.Layer(flat, units, **kw)
     self.in_action = layers.Layer(action, units, **kw)
@@ -55,35 +73,103 @@ class RSSM(nnx.Module):
       inputs = self.deter
     self.gru = layers.BlockLinear(inputs, 3 * self.deter, self.blocks, **kw)
     self.prior = layers.MLP(self.deter, units, config.prior_layers, **kw)
-    self.prior_logits = layers.Linear(
-      units, flat, axes=('features', 'stoch'), **kw
-    )
     self.post = layers.MLP(self.deter + tokens, units, config.post_layers, **kw)
-    self.post_logits = layers.Linear(
-      units, flat, axes=('features', 'stoch'), **kw
-    )
+    kw |= dict(axes=('features', 'stoch'))
+    self.prior_logits = layers.Linear(units, flat, **kw)
+    self.post_logits = layers.Linear(units, flat, **kw)
+
+  @property
+  def hidden(self) -> list[tuple[layers.BlockLinear, layers.Norm]]:
+    """Linear layer and norm of all hidden layers of the GRU."""
+    names = [f'hidden{i}' for i in range(self.dyn_layers)]
+    return [(getattr(self, x), getattr(self, f'{x}_norm')) for x in names]
 
   @property
   def feat_size(self) -> int:
     """Size of `feat`."""
     return self.deter + self.stoch[0] * self.stoch[1]
 
-  def initial(self, batch: int) -> State:
-    """The state before the first step: all zeros."""
-    return {
-      'deter': jnp.zeros((batch, self.deter), self.dtype),
-      'stoch': jnp.zeros((batch, *self.stoch), self.dtype),
-    }
+  def core(self) -> Callable[[Array, Array, Array], Array]:
+    """Returns one step of the block GRU (Appendix B) as a function.
+
+    It maps `deter` [N, D], flat `stoch` [N, S * C] and an action [N, D] from
+    `embed_action` to the next `deter`.
+    """
+    in_deter = self.in_deter.prepare('block_units')
+    in_stoch = self.in_stoch.prepare('units')
+    own, shared = self.hidden[0][0].split_kernel(self.deter // self.blocks)
+    own = layers.by_block(own)
+    shared = constrain(shared[: 2 * self.units], None, 'block_units')
+    linears = [linear.prepare() for linear, _ in self.hidden[1:]]
+    norms = [norm.prepare_blocks(self.blocks) for _, norm in self.hidden]
+    gru = self.gru.prepare()
+
+    def step(deter, stoch, action):
+      by_block = matmul.to_blocks(deter, self.blocks)
+      x = jnp.concatenate([in_deter(deter), in_stoch(stoch)], -1)
+      x = matmul.to_blocks(matmul.product(x, shared) + action, self.blocks)
+      x = norms[0](x + matmul.product(by_block, own))
+      for linear, norm in zip(linears, norms[1:], strict=True):
+        x = norm(linear(x))
+      reset, candidate, update = jnp.split(gru(x), 3, -1)
+      candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+      update = jax.nn.sigmoid(update - 1)
+      by_block = update * candidate + (1 - update) * by_block
+      # XLA for CPU would compute the gates inside of the transpose, slowly.
+      deter = matmul.from_blocks(placement.materialize(by_block))
+      return constrain(deter, 'rows', 'block_units')
+
+    return step
+
+  def posterior(self) -> Callable[[Array, Array], Array]:
+    """Returns the posterior (Eq. 3) as a function.
+
+    It maps `deter` [N, D] and tokens [N, H] from `embed_tokens` to logits
+    [N, S, C].
+    """
+    first, *rest = self.post.layers
+    kernel = first.linear.weights()[0][: self.deter]
+    kernel = placement.split_inputs(kernel, 'block_units')
+    norm = first.norm.prepare()
+    hidden = [layer.prepare() for layer in rest]
+    logits = self.post_logits.prepare(outputs='units')
+
+    def step(deter, tokens):
+      x = matmul.product(deter, kernel) + tokens
+      x = norm(constrain(x, 'rows', None))
+      for layer in hidden:
+        x = layer(x)
+      return logits(x).reshape(len(x), *self.stoch)
+
+    return step
+
+  def embed_action(self) -> Callable[[Array], Array]:
+    """Returns the projection of actions [..., A] to what `core` adds."""
+    _, shared = self.hidden[0][0].split_kernel(self.deter // self.blocks)
+    kernel = shared[2 * self.units :]
+    bias = self.hidden[0][0].bias[...].astype(self.dtype)
+
+    def embed(action):
+      action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
+      action = self.in_action(action.astype(self.dtype))
+      return matmul.product(action, kernel) + bias
+
+    return embed
+
+  def embed_tokens(self, tokens: Array) -> Array:
+    """Projects tokens [..., F] to what `posterior` adds, [..., H]."""
+    kernel, bias = self.post.layers[0].linear.weights()
+    return matmul.product(tokens, kernel[self.deter :]) + bias
 
   def observe(
     self,
     state: State,
-    tokens: jax.Array,
-    action: jax.Array,
-    reset: jax.Array,
-    key: jax.Array | None,
-  ) -> tuple[State, State]:
-    """Posterior states of T observed steps (Eq. 3).
+    tokens: Array,
+    action: Array,
+    reset: Array,
+    key: Array | None,
+  ) -> Posterior:
+    """Computes posterior states of T observed steps (Eq. 3).
 
     Args:
       state: `deter` [B, D] and `stoch` [B, S, C] before the first step.
@@ -91,180 +177,77 @@ class RSSM(nnx.Module):
       action: float32 [B, T, A], the action that led to each step.
       reset: bool [B, T], true where an episode starts.
       key: PRNG key, or None to take modes.
-
-    Returns:
-      The last state, and `deter` [B, T, D], `stoch` [B, T, S, C] and `logp`
-      float32 [B, T, S, C] of the posterior at all steps.
     """
     chex.assert_rank([tokens, action, reset], [3, 3, 2])
-    action = action * ~reset[..., None]
-    noise = self.noise(key, tokens.shape[:2])
-    action_part, token_part, keep, noise = jax.tree.map(
-      time_first,
-      (
-        self._action_layer()(action),
-        self._token_part(tokens),
-        (~reset).astype(self.dtype),
-        noise,
-      ),
-    )
-    deter, logits, chosen = recurrence.observe(
-      self.stoch[1],
-      self.unimix,
-      self._weights(),
-      state['deter'],
-      flatten(state['stoch']),
-      recurrence.Inputs(
-        action=action_part,
-        token=token_part,
-        keep=keep,
-        noise=noise,
-      ),
-    )
-    deter, logits, chosen = map(time_first, (deter, logits, chosen))
-    post = self._categorical(logits)
-    stoch = post.straight_through(chosen).astype(self.dtype)
-    states = {'deter': deter, 'stoch': stoch, 'logp': post.logp}
-    last = {'deter': deter[:, -1], 'stoch': stoch[:, -1]}
-    return last, states
+    core, posterior = self.core(), self.posterior()
 
-  def imagine(self) -> Callable[[State, jax.Array, Any], State]:
-    """One step of the prior, as a function of state, action and noise.
+    def step(state, inputs):
+      keep, action, tokens, noise = inputs
+      deter, stoch = (keep * x for x in state)
+      deter = core(deter, stoch, action)
+      logits = posterior(deter, tokens)
+      dist = Categorical.create(logits, self.unimix)
+      index = dist.sample(noise)
+      stoch = flatten(dist.straight_through(index).astype(self.dtype))
+      stoch = constrain(stoch, 'rows', 'units')
+      return (deter, stoch), (deter, logits, index)
 
-    Whatever is the same in all steps is computed here. The function takes and
-    returns `deter` [B, D], `by_block` and `stoch` [B, S, C], see `by_block`;
-    the action is float32 [B, A]; `noise` [B, S] as from `noise`, or None to
-    take modes.
+    action = self.embed_action()(action * ~reset[..., None])
+    tokens = self.embed_tokens(tokens)
+    inputs = (
+      (~reset).astype(self.dtype)[..., None],
+      constrain(action, 'rows', None, 'block_units'),
+      constrain(tokens, 'rows', None, None),
+      self.noise(key, reset.shape),
+    )
+    start = state['deter'], flatten(state['stoch'])
+    _, states = scan.scan(step, start, jax.tree.map(swap_time, inputs))
+    deter, logits, index = jax.tree.map(swap_time, states)
+    dist = Categorical.create(logits, self.unimix)
+    stoch = dist.straight_through(index).astype(self.dtype)
+    return Posterior(deter, stoch, index, dist)
+
+  def imagine(self) -> Callable[[State, Array, Any], State]:
+    """Returns one step of the prior as a function.
+
+    It maps a state, a float32 action [N, A] and noise [N, S] from `noise`, or
+    None to take modes, to the next state.
     """
-    weights, action_layer = self._weights(), self._action_layer()
+    core, embed_action = self.core(), self.embed_action()
 
     def step(state, action, noise):
-      by_block, _ = transition.step(
-        weights,
-        state['deter'],
-        state['by_block'],
-        flatten(state['stoch']),
-        action_layer(action),
-      )
-      deter = layers.from_blocks(by_block)
-      index = self.prior_of(deter).sample(noise)
+      stoch = flatten(state['stoch'])
+      deter = core(state['deter'], stoch, embed_action(action))
+      index = self.prior_dist(deter).sample(noise)
       stoch = jax.nn.one_hot(index, self.stoch[1], dtype=self.dtype)
-      return {'deter': deter, 'by_block': by_block, 'stoch': stoch}
+      return {'deter': deter, 'stoch': stoch}
 
     return step
 
-  def noise(
-    self, key: jax.Array | None, batch: tuple[int, ...]
-  ) -> jax.Array | None:
-    """What sampling `stoch` takes: float32 [*batch, S], or None without key."""
+  def prior_dist(self, deter: Array) -> Categorical:
+    """Returns the prior over `stoch` [..., S, C] given `deter` (Eq. 3)."""
+    logits = self.prior_logits(self.prior.apply_split(deter))
+    logits = logits.reshape(*logits.shape[:-1], *self.stoch)
+    return Categorical.create(logits, self.unimix)
+
+  def noise(self, key: Array | None, batch: tuple[int, ...]) -> Array | None:
+    """Draws float32 noise [*batch, S] to sample `stoch`; None without a key."""
     if key is None:
       return None
     return Categorical.noise(key, (*batch, self.stoch[0]))
 
-  def by_block(self, state: State) -> State:
-    """The same state with `by_block` [g, B, D / g], which is `deter` cut."""
-    by_block = layers.to_blocks(state['deter'], self.blocks)
-    return {**state, 'by_block': by_block}
-
-  def prior_of(self, deter: jax.Array) -> Categorical:
-    """The prior over `stoch`, [..., S, C], given `deter` [..., D] (Eq. 3)."""
-    return self._categorical(self.prior_logits(self.prior.of_state(deter)))
-
-  def feat(self, state: State) -> tuple[jax.Array, jax.Array]:
-    """[..., D] and [..., S * C]: what all heads see."""
-    deter, stoch = state['deter'], flatten(state['stoch'])
+  def feat(self, deter: Array, stoch: Array) -> tuple[Array, Array]:
+    """Returns the inputs of all heads, [..., D] and [..., S * C]."""
     rows = ['any'] * (deter.ndim - 1)
-    return (
-      placement.with_logical_constraint(deter, *rows, 'block_units'),
-      placement.with_logical_constraint(stoch, *rows, 'units'),
-    )
-
-  def _categorical(self, logits: jax.Array) -> Categorical:
-    logits = logits.reshape(*logits.shape[:-1], *self.stoch)
-    return Categorical.create(logits, self.unimix)
-
-  def _action_layer(self) -> Callable[[jax.Array], jax.Array]:
-    """What an action adds to the first hidden layer, bias included."""
-    kernel = self._hidden_kernels()[2]
-    bias = self._hidden(0)[0].bias[...].astype(self.dtype)
-
-    def layer(action):
-      action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
-      action = self.in_action(action.astype(self.dtype))
-      return layers.product(action, kernel) + bias
-
-    return layer
-
-  def _hidden_kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first hidden kernel cut by input: deter, state, action.
-
-    Every block sees its own slice of `deter`, [g, D / g, D / g], and all of
-    the three inputs, [2 H, D] and [H, D].
-    """
-    kernel = self._hidden(0)[0].kernel[...].astype(self.dtype)
-    own = self.deter // self.blocks
-    shared = jnp.swapaxes(kernel[:, own:], 0, 1).reshape(-1, self.deter)
-    shared, action = jnp.split(shared, [2 * self.hidden])
-    return kernel[:, :own], shared, action
-
-  def _weights(self) -> transition.Weights:
-    """What the recurrence takes of the parameters, in the compute dtype."""
-    own, shared, _ = self._hidden_kernels()
-    first = self.post.layer(0)
-    weights = transition.Weights(
-      deter=self._dense(self.in_deter.linear, self.in_deter.norm),
-      stoch=self._dense(self.in_stoch.linear, self.in_stoch.norm),
-      own=own,
-      shared=shared,
-      hidden_scale=self._block_scale(self._hidden(0)[1]),
-      hidden=tuple(
-        self._block_dense(*self._hidden(i)) for i in range(1, self.dyn_layers)
-      ),
-      gates=self._block_linear(self.gru),
-      post=first.linear.kernel[...][: self.deter].astype(self.dtype),
-      post_scale=first.norm.scale[...],
-      post_rest=tuple(
-        self._dense(x.linear, x.norm)
-        for x in map(self.post.layer, range(1, self.post.layers))
-      ),
-      logits=self._linear(self.post_logits),
-    )
-    return transition.place(weights)
-
-  def _hidden(self, i: int) -> tuple[layers.BlockLinear, layers.Norm]:
-    return getattr(self, f'hidden{i}'), getattr(self, f'hidden{i}_norm')
-
-  def _dense(self, linear, norm) -> transition.Dense:
-    return transition.Dense(*self._linear(linear), scale=norm.scale[...])
-
-  def _block_dense(self, linear, norm) -> transition.Dense:
-    scale = self._block_scale(norm)
-    return transition.Dense(*self._block_linear(linear), scale=scale)
-
-  def _linear(self, layer) -> tuple[jax.Array, jax.Array]:
-    kernel, bias = layer.kernel[...], layer.bias[...]
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
-
-  def _block_linear(self, layer) -> tuple[jax.Array, jax.Array]:
-    kernel, bias = self._linear(layer)
-    return kernel, bias.reshape(self.blocks, 1, -1)
-
-  def _block_scale(self, norm: layers.Norm) -> jax.Array:
-    return norm.scale[...].reshape(self.blocks, 1, -1)
-
-  def _token_part(self, tokens: jax.Array) -> jax.Array:
-    """What the tokens add to the first posterior layer, bias included."""
-    linear = self.post.layer(0).linear
-    kernel = linear.kernel[...][self.deter :].astype(self.dtype)
-    bias = linear.bias[...].astype(self.dtype)
-    return layers.product(tokens, kernel) + bias
+    deter = constrain(deter, *rows, 'block_units')
+    return deter, constrain(flatten(stoch), *rows, 'units')
 
 
-def flatten(stoch: jax.Array) -> jax.Array:
-  """[..., S, C] -> [..., S * C]."""
+def flatten(stoch: Array) -> Array:
+  """Joins classes: [..., S, C] -> [..., S * C]."""
   return stoch.reshape(*stoch.shape[:-2], -1)
 
 
-def time_first(x: jax.Array) -> jax.Array:
+def swap_time(x: Array) -> Array:
   """Swaps batch and time: [B, T, ...] <-> [T, B, ...]."""
   return jnp.swapaxes(x, 0, 1)

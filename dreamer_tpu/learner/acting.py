@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from dreamer_tpu.agent import Agent, spaces
+from dreamer_tpu.agent.ops import backend
+from dreamer_tpu.learner.steps import select_backend
 
 Tree = dict[str, Any]
 
@@ -17,10 +19,10 @@ class PolicyStep:
   Args:
     agent: The agent's functions.
     envs: Number N of environments.
-    seed: Of the actions.
-    mode: 'mode' or 'sample' of the policy, or 'random' actions of the space,
-      which the latents follow just the same.
-    device: Where to compute, and where `params` have to be.
+    seed: Seed of the actions.
+    mode: 'mode' or 'sample' of the policy, or 'random' for uniform actions;
+      latents are computed in all modes.
+    device: Device of the computation and of `params`.
   """
 
   def __init__(
@@ -35,7 +37,7 @@ class PolicyStep:
     self._agent = agent
     self._envs = envs
     self.device = device or jax.local_devices()[0]
-    # An argument, not a constant: all seeds share one compiled program.
+    # As an argument, so that all seeds share one compiled program.
     self._seed = jax.device_put(np.uint32(seed), self.device)
     self._mode = mode
     self._keys = [*agent.obs_space, 'is_first']
@@ -45,14 +47,14 @@ class PolicyStep:
     self.reset()
 
   def reset(self) -> None:
-    """Forgets what was seen; every environment must start an episode."""
+    """Resets the carry; every environment must start an episode."""
     carry = self._agent.initial_carry(self._envs)
     self._carry = jax.device_put(carry, self.device)
 
   def __call__(
     self, obs: Mapping[str, np.ndarray]
   ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """One step; waits for the action.
+    """Takes one step and waits for the action.
 
     Args:
       obs: [N, ...] per observation key and `is_first`; others are ignored.
@@ -70,6 +72,10 @@ class PolicyStep:
     return jax.device_get((action, latents))
 
   def _step_fn(self, params, carry, obs, count, seed):
+    with backend.using(select_backend(self.device.platform, 1)):
+      return self._act(params, carry, obs, count, seed)
+
+  def _act(self, params, carry, obs, count, seed):
     key = jax.random.fold_in(jax.random.key(seed), count)
     if self._mode != 'random':
       mode = self._mode == 'mode'

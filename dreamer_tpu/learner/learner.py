@@ -1,4 +1,4 @@
-"""The compiled update: state in, batch in, new state and latents out."""
+"""The agent's state on the mesh, and its updates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +16,15 @@ Tree = dict[str, Any]
 
 
 class Result(NamedTuple):
-  """What an update left on the host.
+  """Results of an update on the host.
 
   Attributes:
     stepid: int64 [local rows, T], addresses of the trained steps.
     latents: [local rows, T, ...] to write back to the replay.
     priority: float32 [local rows, T], the world model's loss of each step.
     metrics: Scalars.
-    nonfinite: Name of the first parameter whose gradient was not finite, or
-      '' (then the update was skipped).
+    nonfinite: Name of the first parameter with a non-finite gradient, for
+      which the update was skipped; or ''.
   """
 
   stepid: np.ndarray
@@ -37,20 +37,20 @@ class Result(NamedTuple):
 class Learner:
   """Holds the agent's state on the mesh and trains it.
 
-  Updates are dispatched without waiting; the results of one are handed out
-  when the next has been dispatched, or by `flush`.
+  Updates are dispatched without waiting. The results of an update are returned
+  when the next one has been dispatched, or by `flush`.
 
   Args:
     agent: The agent's functions.
     mesh: The device mesh.
     sharding_rules: Mesh axis per logical axis.
     batch_size: Rows of the global batch.
-    seed: Of parameters and training.
-    report_grads: Whether reports tell the gradient norm of every loss term.
+    seed: Seed of parameters and training.
+    report_grads: Adds the gradient norm of every loss term to reports.
 
   Attributes:
     state: The agent's state.
-    carry: Of the sequences that are trained in parts.
+    carry: Carry of the sequences that are trained in parts.
   """
 
   def __init__(
@@ -69,7 +69,7 @@ class Learner:
     self.shardings = self.steps.shardings
     self.abstract = self.steps.abstract
     self.state: Tree = {}
-    # An argument, not a constant: all seeds share one compiled program.
+    # As an argument, so that all seeds share one compiled program.
     self._seed = self._scalar(np.uint32(seed))
     self.carry = self.steps.new_carry()
     self._pending: tuple | None = None
@@ -79,7 +79,7 @@ class Learner:
     self.state = self.steps.init(self._seed)
 
   def parameter_counts(self) -> dict[str, int]:
-    """Number of parameters per module."""
+    """Counts parameters per module."""
     return {
       name: sum(x.size for x in jax.tree.leaves(tree))
       for name, tree in self.abstract['params'].items()
@@ -107,18 +107,18 @@ class Learner:
     return self._fetch(previous)
 
   def flush(self) -> Result | None:
-    """The result of the last update; waits for it."""
+    """Waits for the last update and returns its result."""
     previous, self._pending = self._pending, None
     return self._fetch(previous)
 
   def report(
     self, parts: Sequence[Tree], count: int
   ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Losses without an update, videos and histograms; waits for them.
+    """Computes losses without an update, videos and histograms.
 
     Args:
       parts: Consecutive parts of one batch, from `put`.
-      count: Number of the report, for its random numbers.
+      count: Index of the report, for its random numbers.
 
     Returns:
       Scalars, averaged over the parts, and arrays of the first one: uint8
@@ -138,7 +138,7 @@ class Learner:
     return jax.tree.map(mean, *(r[0] for r in results)), results[0][1]
 
   def _gradient_norms(self, metrics: Tree, inputs: tuple) -> Tree:
-    """'grad_norm/TERM' of every term in the metrics of a report."""
+    """Computes 'grad_norm/TERM' for every term in the metrics of a report."""
     names = sorted(k for k in metrics if k.startswith('loss/'))
     names.remove('loss/total')
     norms = {
@@ -150,7 +150,7 @@ class Learner:
     return jax.device_get(norms)
 
   def publish(self, device: jax.Device) -> Tree:
-    """A copy of the policy's weights in the compute dtype, on this device."""
+    """Copies the policy's weights, in the compute dtype, to a device."""
     published = self.steps.publish(self.state['params'])
     return jax.device_put(arrays.on_one_device(published), device)
 
@@ -160,9 +160,8 @@ class Learner:
   def _fetch(self, pending: tuple | None) -> Result | None:
     if pending is None:
       return None
-    stepid, latents, vector = pending
-    values = jax.device_get(vector.addressable_shards[0].data)
-    metrics = dict(zip(self.steps.metrics, values.tolist(), strict=True))
+    stepid, latents, scalars = pending
+    metrics = scalars.to_host()
     culprit = int(metrics.pop('opt/nonfinite'))
     name = '' if culprit < 0 else self._parameter_names()[culprit]
     latents = arrays.to_local(latents)

@@ -1,18 +1,18 @@
-"""How the learner's weights reach the policy that acts."""
+"""Publishing of the learner's weights to the policy that acts."""
 
 from dreamer_tpu.learner.acting import PolicyStep
 from dreamer_tpu.learner.learner import Learner
 
 
 class Publisher:
-  """Hands copies of the weights to a policy, every so many updates.
+  """Copies the learner's weights to a policy at intervals.
 
-  With several hosts all must call it in the same order.
+  With several hosts, all must call it in the same order.
 
   Args:
-    learner: With its state.
-    policy: Gets the first copy with the first call.
-    every: Updates between two copies, at least.
+    learner: Initialized learner.
+    policy: Policy; the first call makes the first copy.
+    every: Minimum number of updates between two copies.
   """
 
   def __init__(self, learner: Learner, policy: PolicyStep, every: int):
@@ -22,17 +22,17 @@ class Publisher:
     self._published: int | None = None
 
   def __call__(self, update: int, *, now: bool = False) -> None:
-    """Publishes if it is time.
+    """Publishes if the interval has passed.
 
     Args:
-      update: Updates so far.
-      now: Whether any newer weights will do.
+      update: Number of updates so far.
+      now: Publishes any newer weights, whatever the interval.
     """
-    least = 1 if now else self._every
-    if self._published is None or update - self._published >= least:
+    interval = 1 if now else self._every
+    if self._published is None or update - self._published >= interval:
       self._policy.params = self._learner.publish(self._policy.device)
       self._published = update
 
   def staleness(self, update: int) -> int:
-    """Updates that the policy does not have yet."""
+    """Counts the updates that the policy does not have yet."""
     return update - (self._published or 0)

@@ -1,10 +1,11 @@
-"""The learner's programs for one mesh: what is compiled, and where it lives."""
+"""The compiled programs of a learner on one mesh."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from dreamer_tpu.agent import Agent
@@ -15,35 +16,73 @@ Tree = dict[str, Any]
 # Independent streams of random numbers from one seed.
 INIT, TRAIN, REPORT = range(3)
 OPTIONS = {
-  # Gradients are summed up in pieces of so many bytes: four for the largest
-  # model, of which some are on their way while others are computed. By default
-  # there are eight.
+  # All-reduces gradients in pieces of at most this size: four for the largest
+  # model instead of eight, which still overlap with computation.
   'tpu': {'xla_jf_crs_combiner_threshold_in_bytes': str(2**28)},
-  # Loops compute 512 bits at a time, as products do; by default 256.
+  # Vectorizes loops with 512 bits instead of 256, as matmuls are.
   'cpu': {'xla_cpu_prefer_vector_width': '512'},
 }
 
 
-class Steps:
-  """The jitted functions of a learner; nothing is allocated to make them.
+@struct.dataclass
+class Metrics:
+  """Scalars of an update in one vector, which is one transfer to the host.
 
-  The devices of the mesh need not exist here: those of a topology do to lower
-  and compile for.
+  Attributes:
+    values: float32 [n].
+    names: Names of the values.
+  """
+
+  values: jax.Array
+  names: tuple[str, ...] = struct.field(pytree_node=False)
+
+  @classmethod
+  def create(cls, scalars: Mapping[str, jax.Array]) -> 'Metrics':
+    """Stacks scalars in the order of their names."""
+    names = tuple(sorted(scalars))
+    values = jnp.stack([scalars[k].astype(jnp.float32) for k in names])
+    return cls(values, names)
+
+  def to_host(self) -> dict[str, float]:
+    """Copies the scalars to the host, waiting for the update."""
+    values = jax.device_get(self.values.addressable_shards[0].data)
+    return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def select_backend(
+  platform: str, devices: int, constrain: backend.Constrain | None = None
+) -> backend.Backend:
+  """Selects the form of all ops of a program.
+
+  Args:
+    platform: Platform of its devices, such as 'tpu'.
+    devices: Number of its devices.
+    constrain: Sharding constraints of activations; None on one device.
+  """
+  one_cpu = platform == 'cpu' and devices == 1
+  form = backend.Form.CPU if one_cpu else backend.Form.ACCELERATOR
+  return backend.Backend(form, constrain)
+
+
+class Steps:
+  """The jitted functions of a learner. Making them allocates nothing.
+
+  The devices of the mesh may be those of a topology, to lower and compile for.
 
   Attributes:
     rows: Sharding of batches and carries, over their rows.
-    whole: Sharding of what every device holds.
-    shardings: Of the agent's state.
+    whole: Replicated sharding.
+    shardings: Shardings of the agent's state.
     abstract: The state as ShapeDtypeStructs with shardings.
-    metrics: Names of the train step's metrics, once it has been traced.
-    init: seed -> state.
-    new_carry: () -> carry.
-    train: state, carry, batch, seed -> state, carry, latents, metrics; the
-      first two are donated and leave with the sharding they came with.
-    report: state, carry, batch, seed, count -> carry, metrics, arrays.
-    gradient_norm: state, carry, batch, seed, count, term -> norm, of the
-      loss term that `report` has under that number.
-    publish: params -> the policy's weights in the compute dtype.
+    init: Maps a seed to a state.
+    new_carry: Returns an initial carry.
+    train: Maps state, carry, batch and seed to state, carry, latents and
+      `Metrics`. State and carry are donated and keep their shardings.
+    report: Maps state, carry, batch, seed and count to carry, metrics and
+      arrays.
+    gradient_norm: Maps the arguments of `report` and the index of a loss term
+      to the norm of that term's gradient.
+    publish: Maps params to the policy's weights in the compute dtype.
   """
 
   def __init__(
@@ -65,12 +104,9 @@ class Steps:
     )
     self.abstract = jax.tree.map(_struct, abstract, self.shardings)
     platform = mesh.devices.flat[0].platform
-    one_cpu = platform == 'cpu' and mesh.size == 1
-    self._backend = backend.Backend(
-      backend.Form.CPU if one_cpu else backend.Form.ACCELERATOR,
-      rules.constraints(mesh, sharding_rules),
+    self._backend = select_backend(
+      platform, mesh.size, rules.constraints(mesh, sharding_rules)
     )
-    self.metrics: list[str] = []
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.new_carry = jax.jit(
       lambda: agent.initial_carry(batch_size), out_shardings=rows
@@ -86,7 +122,7 @@ class Steps:
     self.publish = jax.jit(self._publish, out_shardings=whole)
 
   def train_arguments(self, batch_length: int) -> tuple[Tree, Tree, Tree, Any]:
-    """The arguments of `train` as ShapeDtypeStructs with shardings.
+    """Returns the arguments of `train` as ShapeDtypeStructs with shardings.
 
     Args:
       batch_length: Trained steps T of every sequence.
@@ -112,10 +148,7 @@ class Steps:
       state, carry, latents, metrics = self.agent.train(
         self._gather(state), carry, batch, key
       )
-    # One vector is one transfer.
-    self.metrics = sorted(metrics)
-    vector = jnp.stack([metrics[k].astype(jnp.float32) for k in self.metrics])
-    return state, carry, latents, vector
+    return state, carry, latents, Metrics.create(metrics)
 
   def _report(self, state, carry, batch, seed, count):
     key = jax.random.fold_in(_stream(seed, REPORT), count)
@@ -141,7 +174,7 @@ class Steps:
 
 
 def step_spec(agent: Agent) -> dict[str, tuple[tuple[int, ...], str]]:
-  """Shape and dtype of everything that replay stores with every step."""
+  """Returns shape and dtype of all arrays that replay stores with a step."""
   spaces = {**agent.obs_space, **agent.act_space}
   return {
     **{k: (v.shape, v.dtype) for k, v in spaces.items()},

@@ -42,7 +42,7 @@ def first(numbers):
     state['params']
   )
   grads = traverse_util.flatten_dict(grads, sep='/')
-  return loss, aux[2].terms, aux[2].states, grads
+  return loss, aux.terms, aux.post, grads
 
 
 @pytest.fixture(scope='module')
@@ -72,15 +72,15 @@ def test_loss_and_every_term(numbers, first):
 
 
 def test_tokens_and_states(numbers, first):
-  _, _, states, _ = first
+  _, _, post, _ = first
   model = numbers.agent._model(numbers.state()['params'])
   obs = {k: v[:, 1:] for k, v in numbers.batch().items() if v.ndim > 1}
   assert error(model.encoder(obs), numbers.arrays['tokens']) < 1
-  assert error(states['deter'], numbers.arrays['repfeat/deter']) < 1
-  assert error(states['stoch'], numbers.arrays['repfeat/stoch']) < 1
+  assert error(post.deter, numbers.arrays['repfeat/deter']) < 1
+  assert error(post.stoch, numbers.arrays['repfeat/stoch']) < 1
   logits = numbers.arrays['repfeat/logit']
   posterior = distributions.Categorical.create(logits, unimix=0.01)
-  assert error(states['logp'], posterior.logp) < 1
+  assert error(post.dist.logp, posterior.logp) < 1
 
 
 def test_every_gradient(numbers, first):
@@ -143,15 +143,16 @@ def test_policy_step(numbers):
   last_action = {'action': carry['prevact/action'][:, None]}
   # The stoch of this carry is noise, not one-hot, so `Agent.policy` with its
   # class indices cannot take it.
-  state, _ = model.rssm.observe(
+  post = model.rssm.observe(
     {'deter': carry['deter'], 'stoch': carry['stoch']},
     model.encoder(obs),
     spaces.concat(agent.act_space, last_action),
     obs['is_first'],
     None,
   )
-  assert error(state['deter'], numbers.arrays['policy/carry/deter']) < 1
-  action = model.policy(model.rssm.feat(state)).choose(None)
+  assert error(post.deter[:, 0], numbers.arrays['policy/carry/deter']) < 1
+  feat = model.rssm.feat(post.deter[:, 0], post.stoch[:, 0])
+  action = model.policy(feat).sample(None)
   expected = numbers.arrays['policy/action/action']
   if np.issubdtype(expected.dtype, np.integer):
     np.testing.assert_array_equal(action['action'], expected)
