@@ -107,11 +107,12 @@ def test_parameters_after_updates(numbers, updates, count):
       # RMS scaling amplifies float32 rounding of the convolutions where a
       # gradient is tiny. It is the golden numbers' own: the same updates in
       # float64 miss 38 elements of the value's first kernel, by up to 14
-      # tolerances. So: few elements, and far less than the step size of 0.01.
+      # tolerances. So: few elements, one in a small tensor, and far less than the
+      # step size of 0.01.
       apart = np.abs(np.asarray(value) - expected[name])
       bound = 2e-4 * np.abs(expected[name]) + 2e-5
       assert apart.max() < 1e-3, name
-      assert (apart > bound).mean() < 0.05, name
+      assert (apart > bound).sum() <= max(1, 0.05 * apart.size), name
     else:
       assert error(value, expected[name]) < 1, name
   norm = numbers.group(f'after{count}/params/retnorm')
