@@ -14,7 +14,7 @@ def grid(name: str, size: Sequence[int], stages: int) -> tuple[int, ...]:
   Args:
     name: Names the image in an error.
     size: Height and width of the image.
-    stages: Number of convolutions of stride 2.
+    stages: Number of times that the encoder halves the image.
 
   Raises:
     UserError: The size is unsuitable; the message names the nearest valid one.

@@ -109,7 +109,7 @@ def test_one_vector_and_the_latents_come_back(bench, learner):
   args = (learner.state, learner.steps.new_carry(), bench.put(), learner._seed)
   _, _, latents, metrics = jax.eval_shape(learner.steps.train, *args)
   assert sorted(latents) == ['latent/deter', 'latent/stoch', 'priority']
-  assert metrics.ndim == 1
+  assert metrics.values.ndim == 1
 
 
 def test_results_come_one_update_late(bench, learner):
