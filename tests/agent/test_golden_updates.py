@@ -107,8 +107,8 @@ def test_parameters_after_updates(numbers, updates, count):
       # RMS scaling amplifies float32 rounding of the convolutions where a
       # gradient is tiny. It is the golden numbers' own: the same updates in
       # float64 miss 38 elements of the value's first kernel, by up to 14
-      # tolerances. So: few elements, one in a small tensor, and far less than the
-      # step size of 0.01.
+      # tolerances. So: few elements, one in a small tensor, and far less
+      # than the step size of 0.01.
       apart = np.abs(np.asarray(value) - expected[name])
       bound = 2e-4 * np.abs(expected[name]) + 2e-5
       assert apart.max() < 1e-3, name
