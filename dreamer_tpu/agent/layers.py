@@ -151,7 +151,7 @@ def with_cached_output(
 
 
 class BlockLinear(nnx.Module):
-  """Block-diagonal linear layer; the g-th block of inputs gives that of outputs.
+  """Block-diagonal linear layer: block g of inputs maps to block g of outputs.
 
   The kernel is [blocks, inputs / blocks, outputs / blocks].
   """
