@@ -97,12 +97,12 @@ class Agent:
     )
 
   def _model(self, params: Tree) -> Any:
-    """The modules for which there are parameters, under their names."""
+    """Returns the modules of these parameters, by name."""
     modules = {k: nnx.merge(self._graphs[k], v) for k, v in params.items()}
     return types.SimpleNamespace(**modules)
 
   def init(self, key: jax.Array) -> Tree:
-    """A fresh state; run it under `jax.jit` with out-shardings."""
+    """Returns a fresh state; to be jitted with out-shardings."""
     _, variables = nnx.split(self._make_model(key), nnx.Param)
     params = nnx.to_pure_dict(variables)
     return {
@@ -115,7 +115,7 @@ class Agent:
     }
 
   def initial_carry(self, batch: int) -> Tree:
-    """The carry of `batch` sequences before their first step."""
+    """Returns the carry of `batch` sequences before their first step."""
     rssm = self.config.rssm
     return {
       'deter': jnp.zeros((batch, rssm.deter), self.dtype),
@@ -127,7 +127,7 @@ class Agent:
     }
 
   def latent_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of the latents that replay stores with every step."""
+    """Returns shape and dtype of the latents that replay stores."""
     rssm = self.config.rssm
     return {
       'latent/deter': ((rssm.deter,), self.dtype.name),
@@ -143,14 +143,14 @@ class Agent:
     *,
     mode: bool = False,
   ) -> tuple[Tree, Tree, Tree]:
-    """One step of acting.
+    """Selects an action.
 
     Args:
       params: Parameters of at least the encoder, rssm and policy.
-      carry: Of N environments.
+      carry: Carry of N environments.
       obs: [N, ...] per observation key, and `is_first` bool [N].
       key: PRNG key, or None to take modes.
-      mode: Whether to take the policy's mode instead of a sample.
+      mode: Takes the mode of the policy instead of a sample.
 
     Returns:
       The new carry, the action [N, ...] per key, and the latents to store:
@@ -183,20 +183,21 @@ class Agent:
     batch: Batch,
     key: jax.Array | None,
   ) -> tuple[Tree, Tree, Tree, Tree]:
-    """One update of all networks.
+    """Updates all networks.
 
     Args:
-      state: Of the agent.
-      carry: From the previous consecutive part of the same sequences.
+      state: State of the agent.
+      carry: Carry after the previous part of the sequences, if they are trained
+        in consecutive parts.
       batch: [B, K + T, ...] observations, actions, reward, is_first, is_last,
         is_terminal, the latents if K > 0, and `consec` int32 [B], 0 where a
         sequence starts; K = `context`.
       key: PRNG key, or None to take modes.
 
     Returns:
-      The new state and carry, what is to write back for every step [B, T,
-      ...] (the fresh latents, and 'priority', its loss of the world model,
-      float32 [B, T]), and scalar metrics.
+      The new state and carry; the latents [B, T, ...] to write back to the
+      replay, and 'priority' float32 [B, T], the world model's loss of every
+      step; and scalar metrics.
     """
     carry, obs, last_action = self._contextualize(carry, batch)
     (_, aux), grads = jax.value_and_grad(
@@ -213,7 +214,7 @@ class Agent:
   def report(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array
   ) -> tuple[Tree, Tree, Tree]:
-    """Losses of a batch without an update, and what to look at.
+    """Computes losses of a batch without an update, videos and histograms.
 
     Takes the arguments of `train`.
 
@@ -241,12 +242,14 @@ class Agent:
   def gradient_norm(
     self, state: Tree, carry: Tree, batch: Batch, key: jax.Array, term: Any
   ) -> jax.Array:
-    """The norm, over all parameters, of the gradient of one scaled term.
-
-    Takes the arguments of `report` and sees the same losses, and:
+    """Computes the gradient norm of one scaled term of the loss in `report`.
 
     Args:
-      term: int32, which one of the sorted names of terms.
+      state: See `report`.
+      carry: See `report`.
+      batch: See `report`.
+      key: See `report`.
+      term: int32, index into the sorted names of terms.
     """
     inputs = self._contextualize(carry, batch)
     loss_key, _ = jax.random.split(key)
@@ -366,7 +369,7 @@ class Agent:
   def _apply(
     self, state: Tree, grads: Tree, retnorm: Tree
   ) -> tuple[Tree, Tree]:
-    """The optimizer step; a non-finite gradient leaves the state as it is."""
+    """Applies the optimizer, unless a gradient is not finite."""
     culprit = optimizer.first_nonfinite(grads)
     finite = culprit < 0
     updates, opt = self.optimizer.update(grads, state['opt'], state['params'])
@@ -374,16 +377,12 @@ class Agent:
     slow_value = optax.incremental_update(
       params['value'], state['slow_value'], self.config.slow_value.rate
     )
-    new = {
-      'params': params,
-      'slow_value': slow_value,
-      'opt': opt,
-      'retnorm': retnorm,
-    }
-    new = {
-      k: jax.tree.map(lambda n, o: jnp.where(finite, n, o), v, state[k])
-      for k, v in new.items()
-    }
+    new = dict(params=params, slow_value=slow_value, opt=opt, retnorm=retnorm)
+    new = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      new,
+      {k: state[k] for k in new},
+    )
     new['step'] = state['step'] + 1
     new['skipped'] = state['skipped'] + (1 - finite.astype(jnp.int32))
     metrics = {
@@ -399,11 +398,11 @@ class Agent:
 
 
 def rms(tree: Tree) -> jax.Array:
-  """Root mean square over all elements of a tree."""
+  """Computes the root mean square over all elements of a tree."""
   count = sum(x.size for x in jax.tree.leaves(tree))
   return optax.tree.norm(tree) / jnp.sqrt(count)
 
 
 def _latents(post: Posterior) -> Tree:
-  """Returns `deter` and class indices, the form in which replay stores them."""
+  """Returns `deter` and class indices, as replay stores them."""
   return sg({'deter': post.deter, 'stoch': post.index.astype(jnp.uint8)})

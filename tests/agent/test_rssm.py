@@ -152,7 +152,7 @@ def test_nothing_passes_a_reset(pair):
 
 @pytest.mark.parametrize('form', backend.Form)
 def test_gradients_are_those_of_plain_differentiation(pair, form):
-  """Of parameters, first state, tokens and actions."""
+  """Gradients of parameters, first state, tokens and actions."""
   model, slow = pair
   state, tokens, action, reset = sample(slow.c)
   graph, variables = nnx.split(model, nnx.Param)

@@ -1,4 +1,4 @@
-"""What chips say to one another in an update, from the compiled program."""
+"""Collectives of a compiled update."""
 
 import math
 
