@@ -190,7 +190,7 @@ class RSSM(nnx.Module):
       index = dist.sample(noise)
       stoch = flatten(dist.straight_through(index).astype(self.dtype))
       stoch = constrain(stoch, 'rows', 'units')
-      return (deter, stoch), (deter, logits, index)
+      return (deter, stoch), (logits, index)
 
     action = self.embed_action()(action * ~reset[..., None])
     tokens = self.embed_tokens(tokens)
@@ -201,8 +201,8 @@ class RSSM(nnx.Module):
       self.noise(key, reset.shape),
     )
     start = state['deter'], flatten(state['stoch'])
-    _, states = scan.scan(step, start, jax.tree.map(swap_time, inputs))
-    deter, logits, index = jax.tree.map(swap_time, states)
+    states = scan.scan(step, start, jax.tree.map(swap_time, inputs))
+    (deter, _), (logits, index) = jax.tree.map(swap_time, states)
     dist = Categorical.create(logits, self.unimix)
     stoch = dist.straight_through(index).astype(self.dtype)
     return Posterior(deter, stoch, index, dist)

@@ -36,10 +36,11 @@ def loss(weights, start, xs):
     y = matmul.to_blocks(jnp.tanh(y + x), BLOCKS)
     y = matmul.from_blocks(matmul.product(y, weights['block']))
     state = jnp.tanh(matmul.product(y, dense))
-    return state, (y, state > 0)
+    return state, (y, state > 0, x)
 
-  last, (ys, positive) = scan.scan(step, start, xs)
-  return jnp.sum(last) + jnp.sum(ys**2) + positive.mean()
+  states, (ys, positive, copies) = scan.scan(step, start, xs)
+  total = jnp.sum(states[-1]) + jnp.sum(states**3) + jnp.sum(ys**2)
+  return total + positive.mean() + copies.sum()
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -84,7 +85,7 @@ def test_weights_from_inside_of_the_loop_are_refused(inputs):
   def step(state, x):
     return matmul.product(state, weights['dense'] * x.mean()), x
 
-  run = lambda start: scan.scan(step, start, xs)[0].sum()
+  run = lambda start: scan.scan(step, start, xs)[0][-1].sum()
   for fn in (run, jax.jit(run), jax.grad(run)):
     with pytest.raises(ValueError, match='before the scan'):
       fn(start)
