@@ -1,8 +1,7 @@
 """The world model's state and its dynamics.
 
-The state of N sequences is `deter` [N, D] and `stoch` [N, S, C], a one-hot row
-per categorical variable. Functions that loop over steps prepare their weights
-first, so that loops contain only what is recurrent.
+The state of N sequences is `deter` [N, D] and `stoch` [N, S, C], one-hot rows.
+Weights are prepared before loops, which contain only what is recurrent.
 """
 
 from collections.abc import Callable
@@ -124,8 +123,7 @@ class RSSM(nnx.Module):
   def posterior(self) -> Callable[[Array, Array], Array]:
     """Returns the posterior (Eq. 3) as a function.
 
-    It maps `deter` [N, D] and tokens [N, H] from `embed_tokens` to logits
-    [N, S, C].
+    It maps `deter` [N, D] and embedded tokens [N, H] to logits [N, S, C].
     """
     first, *rest = self.post.layers
     kernel = first.linear.weights()[0][: self.deter]
@@ -193,11 +191,10 @@ class RSSM(nnx.Module):
       return (deter, stoch), (logits, index)
 
     action = self.embed_action()(action * ~reset[..., None])
-    tokens = self.embed_tokens(tokens)
     inputs = (
       (~reset).astype(self.dtype)[..., None],
       constrain(action, 'rows', None, 'block_units'),
-      constrain(tokens, 'rows', None, None),
+      constrain(self.embed_tokens(tokens), 'rows', None, None),
       self.noise(key, reset.shape),
     )
     start = state['deter'], flatten(state['stoch'])
