@@ -47,6 +47,7 @@ def debug(config: ml_collections.ConfigDict) -> None:
         train_ratio=8.0,
         envs=2,
         eval_envs=2,
+        eval_length=2000,
         eval_eps=3,
         log_every=2.0,
         report_every=5.0,

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from dreamer_tpu.policy import load_policy
+  from dreamer_tpu.policy import load_policy as load_policy
 
-__all__ = ['load_policy']
+__version__ = '0.1.0'
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,18 @@ logs=${logdir:-.}
 case $logs in *://* | *'{'*) logs=$(mktemp -d) ;; esac
 mkdir -p "$logs"
 
+# A free port whose next one, for heartbeats, is free, too.
 port=${PORT:-$(python -c 'import socket
-with socket.socket() as s:
-  s.bind(("localhost", 0))
-  print(s.getsockname()[1])')}
+while True:
+  with socket.socket() as one, socket.socket() as two:
+    one.bind(("", 0))
+    port = one.getsockname()[1]
+    try:
+      two.bind(("", port + 1))
+    except (OSError, OverflowError):
+      continue
+    print(port)
+    break')}
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices
 export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$hosts
 

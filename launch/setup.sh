@@ -22,11 +22,14 @@ debian_packages() {
     --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-      2>/dev/null; then
+# Prints the first of some Pythons whose version is 3.A to 3.B.
+find_python() { # A B PYTHON...
+  local range=$1,$2 candidate
+  shift 2
+  for candidate in "$@"; do
+    if "$candidate" -c "import sys
+a, b = $range
+sys.exit(not (3, a) <= sys.version_info[:2] <= (3, b))" 2>/dev/null; then
       echo "$candidate"
       return
     fi
@@ -34,34 +37,54 @@ find_python() {
   return 1
 }
 
+# labmaze, which dm_control requires, has no wheel for Python 3.13. So this takes
+# an older Python, or lets uv install one (as on TPU VMs), or leaves it out.
 make_venv() {
-  local python
-  if ! python=$(find_python); then # As on TPU VMs: uv installs one.
-    python3 -m pip install --quiet --target .venv/uv uv &&
-      .venv/uv/bin/uv venv --quiet --seed --allow-existing --python 3.11 .venv ||
-      {
-        echo 'setup: no Python 3.11 or newer; set one:' \
-          'PYTHON=/path/to/python' >&2
-        return 1
-      }
-    return
+  local python=${PYTHON:-}
+  if [ -n "$python" ]; then
+    if ! find_python 11 99 "$python" >/dev/null; then
+      echo "setup: PYTHON=$python is not Python 3.11 or newer" >&2
+      return 1
+    fi
+  elif ! python=$(find_python 11 12 python3.11 python3.12 python3); then
+    echo 'setup: no Python 3.11 or 3.12; installing 3.11 with uv'
+    if python3 -m pip install --quiet --target .venv/uv uv &&
+      .venv/uv/bin/uv venv --quiet --seed --allow-existing --python 3.11 .venv
+    then
+      return
+    elif ! python=$(find_python 13 99 python3.13 python3.14 python3); then
+      echo 'setup: no Python 3.11 or newer; set one: PYTHON=/path/to/python' >&2
+      return 1
+    fi
+  fi
+  if find_python 13 99 "$python" >/dev/null; then
+    echo "setup: $python is newer than 3.12, for which labmaze has no wheel:" \
+      'leaving out DeepMind Control, locomotion mazes and Memory Maze. For' \
+      'these, set PYTHON=/path/to/python3.12 and remove .venv'
   fi
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     debian_packages python3-venv
   fi
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 }
 
-stamp=.venv/requirements.sha256
-wanted=$(sha256sum requirements.txt)
+pip_install() { .venv/bin/python -m pip install --quiet "$@"; }
+
+# Runs a command that installs what a file lists, unless its stamp is there.
+once() { # FILE COMMAND
+  local stamp wanted
+  stamp=.venv/$(basename "$1").sha256
+  wanted=$(sha256sum "$1")
+  [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
+  echo "setup: installing what $1 lists into .venv (minutes the first time)"
+  "${@:2}"
+  echo "$wanted" >"$stamp"
+}
+
 if [ ! -x .venv/bin/python ]; then
   make_venv
 fi
 debian_packages
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-  echo 'setup: installing requirements.txt into .venv (minutes the first time)'
-  .venv/bin/python -m pip install --quiet --requirement requirements.txt
-  echo "$wanted" >"$stamp"
-fi
+once requirements.txt pip_install --requirement requirements.txt
 export PATH="$PWD/.venv/bin:$PATH"
 export MUJOCO_GL="${MUJOCO_GL:-egl}"

@@ -41,6 +41,32 @@ def test_one_environment_needs_no_batch_axis():
   np.testing.assert_array_equal(alone['action'], inside['action'][0])
 
 
+def test_a_number_may_have_an_axis():
+  policy = dreamer_tpu.load_policy(PUBLIC)
+  obs = {k: np.ones(v.shape, v.dtype) for k, v in policy.obs_space.items()}
+  (number,) = [k for k, v in obs.items() if v.size == 1]
+  actions = [
+    policy(policy.initial(), {**obs, number: np.ones(shape, np.float32)})[1]
+    for shape in ((), (1,))
+  ]
+  np.testing.assert_array_equal(actions[0]['action'], actions[1]['action'])
+
+
+def test_wrong_observations_are_one_line():
+  policy = dreamer_tpu.load_policy(PUBLIC)
+  obs = {k: np.zeros(v.shape, v.dtype) for k, v in policy.obs_space.items()}
+  first = next(iter(obs))
+  for wrong, words in (
+    ({**obs, first: np.full(obs[first].shape, np.nan)}, f'{first}.*not finite'),
+    ({**obs, first: np.zeros(77)}, f'{first}.*has shape'),
+    ({k: v for k, v in obs.items() if k != first}, 'the observation has'),
+    ({k: np.stack([v] * 3) for k, v in obs.items()}, r'policy\.initial'),
+  ):
+    with pytest.raises(UserError, match=words) as info:
+      policy(policy.initial(), wrong)
+    assert len(str(info.value)) < 300
+
+
 def test_missing_checkpoint_is_one_line(tmp_path):
   with pytest.raises(UserError, match='No checkpoint in'):
     dreamer_tpu.load_policy(tmp_path)

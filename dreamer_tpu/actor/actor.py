@@ -7,7 +7,7 @@ import numpy as np
 
 from dreamer_tpu.actor.episodes import EpisodeStats
 from dreamer_tpu.envs import VectorEnv
-from dreamer_tpu.envs.conversion import LOG
+from dreamer_tpu.envs.observations import LOG
 
 Arrays = dict[str, np.ndarray]
 # Maps observations [N, ...] to actions and latents [N, ...].
@@ -15,12 +15,17 @@ PolicyFn = Callable[[Mapping[str, np.ndarray]], tuple[Arrays, Arrays]]
 
 
 class Actor:
-  """Steps N environments with a policy.
+  """Steps N environments with a policy, one step at a time.
 
   Args:
     env: N environments. The first step resets them.
     policy: Maps observations to actions and latents.
+
+  Attributes:
+    compiles: Name of a program that takes long to compile, or ''.
   """
+
+  compiles = ''
 
   def __init__(self, env: VectorEnv, policy: PolicyFn):
     self._env = env
@@ -32,7 +37,8 @@ class Actor:
     """Steps every environment once.
 
     Args:
-      store: Receives the transition, for example `Replay.add`.
+      store: Receives the transition, for example `Replay.add`, unless the
+        environments fail.
 
     Returns:
       The episodes that ended in this step, see `EpisodeStats.update`.
@@ -41,12 +47,15 @@ class Actor:
       self._obs = self._env.reset()
       self._episodes.update(self._obs)
     action, latents = self._policy(self._obs)
+    following = self._env.step(action)
     store(transition(self._obs, action, latents))
-    self._obs = self._env.step(action)
+    self._obs = following
     return self._episodes.update(self._obs)
 
 
-def transition(obs: Arrays, action: Arrays, latents: Arrays) -> Arrays:
+def transition(
+  obs: Mapping[str, Any], action: Mapping[str, Any], latents: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns one step of experience: observation, action and latents.
 
   Args:

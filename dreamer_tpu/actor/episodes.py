@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamer_tpu.envs.conversion import LOG
+from dreamer_tpu.envs.observations import LOG
 
 
 class Averages:
@@ -45,9 +45,11 @@ class EpisodeStats:
 
   def __init__(self, num_envs: int):
     self._num_envs = num_envs
-    self._score = np.zeros(num_envs, np.float64)
-    self._length = np.zeros(num_envs, np.int64)
-    self._logs: dict[str, dict[str, np.ndarray]] = {}
+    self._stats: dict[str, Any] = {
+      'score': np.zeros(num_envs, np.float64),
+      'length': np.zeros(num_envs, np.int64),
+      'logs': {},
+    }
 
   def update(self, obs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Adds one vector step.
@@ -57,36 +59,63 @@ class EpisodeStats:
         'is_last' bool [N], 'log/NAME' float32 [N]. Other keys are ignored.
 
     Returns:
-      One dict for each episode that ended in this step, by environment: 'env'
-      (index), 'score' (float), 'length' (int), and 'stats', a dict of floats
-      with 'episode/score', 'episode/length' and 'epstats/NAME/{avg,max,sum}'.
+      The episodes that ended in this step, see `finished`.
     """
-    first, last = obs['is_first'], obs['is_last']
-    self._score = np.where(first, 0.0, self._score) + obs['reward']
-    self._length = np.where(first, 0, self._length + 1)
+    first, stats = obs['is_first'], self._stats
+    stats['score'] = np.where(first, 0.0, stats['score']) + obs['reward']
+    stats['length'] = np.where(first, 0, stats['length'] + 1)
     for key, value in obs.items():
       if key.startswith(LOG) and np.ndim(value) == 1:
         self._update_log(key.removeprefix(LOG), value, first)
-    return [self._episode(i) for i in np.flatnonzero(last).tolist()]
+    return finished(stats, obs['is_last'])
 
-  def _episode(self, i: int) -> dict[str, Any]:
-    score, length = float(self._score[i]), int(self._length[i])
-    stats = {'episode/score': score, 'episode/length': float(length)}
-    for name, log in self._logs.items():
-      if count := int(log['count'][i]):
-        stats[f'epstats/{name}/avg'] = float(log['sum'][i]) / count
-        stats[f'epstats/{name}/max'] = float(log['max'][i])
-        stats[f'epstats/{name}/sum'] = float(log['sum'][i])
-    return {'env': i, 'score': score, 'length': length, 'stats': stats}
+  @property
+  def length(self) -> np.ndarray:
+    """Lengths of the current episodes, int64 [N]."""
+    return self._stats['length']
+
+  def episode(self, i: int) -> dict[str, Any]:
+    """Returns an environment's episode as it is so far, see `finished`."""
+    return _episode(self._stats, (i,))
 
   def _update_log(self, name: str, value: np.ndarray, first: np.ndarray):
-    if name not in self._logs:
-      self._logs[name] = {
+    logs = self._stats['logs']
+    if name not in logs:
+      logs[name] = {
         'sum': np.zeros(self._num_envs),
         'max': np.full(self._num_envs, -np.inf),
         'count': np.zeros(self._num_envs, np.int64),
       }
-    log, valid = self._logs[name], ~np.isnan(value)
+    log, valid = logs[name], ~np.isnan(value)
     log['sum'] = np.where(first, 0.0, log['sum']) + np.where(valid, value, 0.0)
     log['max'] = np.fmax(np.where(first, -np.inf, log['max']), value)
     log['count'] = np.where(first, 0, log['count']) + valid
+
+
+def finished(
+  stats: Mapping[str, Any], last: np.ndarray
+) -> list[dict[str, Any]]:
+  """Returns the episodes that have ended, by step and environment.
+
+  Args:
+    stats: Statistics after each step, arrays [..., N] as those of
+      `envs.functional.statistics`.
+    last: Whether the step was the last of an episode, bool [..., N].
+
+  Returns:
+    A dict for each True in `last`, in the order of `np.argwhere`: 'env'
+    (index), 'score' (float), 'length' (int), and 'stats', a dict of floats with
+    'episode/score', 'episode/length' and 'epstats/NAME/{avg,max,sum}'.
+  """
+  return [_episode(stats, tuple(at)) for at in np.argwhere(last).tolist()]
+
+
+def _episode(stats: Mapping[str, Any], at: tuple[int, ...]) -> dict[str, Any]:
+  score, length = float(stats['score'][at]), int(stats['length'][at])
+  result = {'episode/score': score, 'episode/length': float(length)}
+  for name, log in stats['logs'].items():
+    if count := int(log['count'][at]):
+      result[f'epstats/{name}/avg'] = float(log['sum'][at]) / count
+      result[f'epstats/{name}/max'] = float(log['max'][at])
+      result[f'epstats/{name}/sum'] = float(log['sum'][at])
+  return {'env': at[-1], 'score': score, 'length': length, 'stats': result}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 
+from dreamer_tpu import errors
 from dreamer_tpu.agent import (
   imagination,
   layers,
@@ -62,6 +63,10 @@ class Agent:
     dtype: Compute dtype, float32 or bfloat16.
     context: Steps at the start of a replayed sequence whose stored latents
       replace the carry.
+
+  Attributes:
+    policy_keys: Keys of the observations that the encoder reads, so that the
+      policy needs them.
   """
 
   def __init__(
@@ -80,12 +85,19 @@ class Agent:
     self.dtype = jnp.dtype(dtype)
     self.context = context
     self.optimizer = optimizer.make(config.opt)
-    model = nnx.eval_shape(lambda: self._make_model(jax.random.key(0)))
+    try:
+      model = nnx.eval_shape(lambda: self._make_model(jax.random.key(0)))
+    except errors.UserError as error:  # To which JAX has added its own lines.
+      raise errors.UserError(*error.args) from None
     self.variables = nnx.state(model, nnx.Param)
+    self.policy_keys = model.encoder.keys
     self._graphs = {
       name: nnx.split(getattr(model, name), nnx.Param)[0]
       for name in self.variables
     }
+    # A decoder that reconstructs nothing has no parameters.
+    bare = 'decoder' not in self.variables
+    self._bare = {'decoder': model.decoder} if bare else {}
 
   def _make_model(self, key: jax.Array) -> Model:
     return Model(
@@ -99,7 +111,7 @@ class Agent:
   def _model(self, params: Tree) -> Any:
     """Returns the modules of these parameters, by name."""
     modules = {k: nnx.merge(self._graphs[k], v) for k, v in params.items()}
-    return types.SimpleNamespace(**modules)
+    return types.SimpleNamespace(**self._bare, **modules)
 
   def init(self, key: jax.Array) -> Tree:
     """Returns a fresh state; to be jitted with out-shardings."""
@@ -148,7 +160,7 @@ class Agent:
     Args:
       params: Parameters of at least the encoder, rssm and policy.
       carry: Carry of N environments.
-      obs: [N, ...] per observation key, and `is_first` bool [N].
+      obs: [N, ...] per key of `policy_keys`, and `is_first` bool [N].
       key: PRNG key, or None to take modes.
       mode: Takes the mode of the policy instead of a sample.
 
@@ -175,6 +187,34 @@ class Agent:
     latents = jax.tree.map(lambda x: x[:, 0], _latents(post))
     carry = {**latents, 'action': action}
     return carry, action, {f'latent/{k}': v for k, v in latents.items()}
+
+  def observe(
+    self, params: Tree, carry: Tree, batch: Tree, key: jax.Array | None
+  ) -> tuple[Tree, Tree]:
+    """Infers the latents of recorded steps.
+
+    Args:
+      params: Parameters of at least the encoder and rssm.
+      carry: Carry of N sequences.
+      batch: [N, T, ...] per key of `policy_keys` and per action key, and
+        `is_first` bool [N, T].
+      key: PRNG key, or None to take modes.
+
+    Returns:
+      The new carry, and the latents to store: 'latent/deter' [N, T, D] and
+      'latent/stoch' uint8 [N, T, S].
+    """
+    model = self._model(params)
+    state, action = self._unpack(carry)
+    post = model.rssm.observe(
+      state,
+      model.encoder({k: batch[k] for k in self.policy_keys}),
+      spaces.concat(self.act_space, self._last_action(action, batch)),
+      batch['is_first'],
+      key,
+    )
+    latents = {f'latent/{k}': v for k, v in _latents(post).items()}
+    return self._last_carry(post, batch), latents
 
   def train(
     self,
@@ -282,11 +322,14 @@ class Agent:
         stored,
         carry,
       )
-    last_action = {
-      name: jnp.concatenate([carry['action'][name][:, None], x[:, k:-1]], 1)
-      for name, x in actions.items()
+    return carry, obs, self._last_action(carry['action'], obs)
+
+  def _last_action(self, before: Tree, steps: Batch) -> Tree:
+    """Returns the actions before each step [B, T, ...], those in it shifted."""
+    return {
+      name: jnp.concatenate([before[name][:, None], steps[name][:, :-1]], 1)
+      for name in self.act_space
     }
-    return carry, obs, last_action
 
   def _unpack(self, carry: Tree) -> tuple[Tree, Tree]:
     classes = self.config.rssm.classes

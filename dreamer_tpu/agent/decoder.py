@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from dreamer_tpu.agent import distributions, encoder, layers, spaces
-from dreamer_tpu.agent.ops import matmul, placement
+from dreamer_tpu.agent.ops import convolution, matmul, placement
 
 
 @struct.dataclass
@@ -34,6 +34,9 @@ class Decoder(nnx.Module):
 
   The CNN starts from the sum of a block-diagonal layer of the deterministic
   state and an MLP of the stochastic state.
+
+  Reconstructs the observations that `keys` of its options selects. If there are
+  none, it has no parameters and no loss.
   """
 
   def __init__(
@@ -46,8 +49,9 @@ class Decoder(nnx.Module):
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
   ):
-    self.vectors = nnx.static(spaces.vectors(obs_space))
-    self.images = nnx.static(spaces.images(obs_space))
+    selected = spaces.select(obs_space, config)
+    self.vectors = nnx.static(spaces.vectors(selected))
+    self.images = nnx.static(spaces.images(selected))
     kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     if self.vectors:
       inputs, units = stoch + deter, config.units
@@ -62,7 +66,7 @@ class Decoder(nnx.Module):
   def _init_images(self, deter, stoch, config, kw):
     *depths, channels = [config.depth * mult for mult in config.mults]
     self.stages = len(depths)
-    self.grid = encoder.grid(self.images, len(config.mults))
+    self.grid = encoder.grid('decoder', self.images, len(config.mults))
     self.blocks = config.blocks
     outputs = self.grid[0] * self.grid[1] * channels
     units = 2 * config.units
@@ -70,7 +74,7 @@ class Decoder(nnx.Module):
     self.stoch_in = layers.Layer(stoch, units, **kw)
     self.stoch_out = layers.Linear(units, outputs, **kw)
     self.norm = layers.Norm(channels, axes=('channels',))
-    kw = dict(kw, upsample=True)
+    kw = dict(kw, op=convolution.upsample_conv)
     for i in reversed(range(self.stages)):
       conv = layers.Conv(channels, depths[i], config.kernel, **kw)
       setattr(self, f'conv{i}', conv)
@@ -155,7 +159,8 @@ class Decoder(nnx.Module):
     batch = deter.shape[:2]
     height, width = self.grid
     # Each block holds its own channels of the whole grid.
-    a = self.deter_in(matmul.to_blocks(deter, self.blocks))
+    rows = deter.reshape(-1, deter.shape[-1])
+    a = self.deter_in(matmul.to_blocks(rows, self.blocks))
     a = a.reshape(self.blocks, a.shape[1], height, width, -1)
     a = jnp.moveaxis(a, 0, 3).reshape(a.shape[1], height, width, -1)
     b = self.stoch_out(self.stoch_in.apply_split(stoch)).reshape(a.shape)

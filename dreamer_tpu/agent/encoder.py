@@ -13,9 +13,14 @@ from dreamer_tpu.agent.ops import convolution, placement
 
 
 def grid(
-  space_dict: Mapping[str, spaces.Space], stages: int
+  part: str, space_dict: Mapping[str, spaces.Space], stages: int
 ) -> tuple[int, ...]:
   """Returns height and width of images after halving them `stages` times.
+
+  Args:
+    part: 'encoder' or 'decoder', for the error.
+    space_dict: Space per image.
+    stages: Number of times that the encoder halves them.
 
   Raises:
     UserError: The images differ in size, or the size is unsuitable.
@@ -23,12 +28,22 @@ def grid(
   sizes = {v.shape[:2] for v in space_dict.values()}
   names = ', '.join(f"'{k}' {list(v.shape)}" for k, v in space_dict.items())
   if len(sizes) > 1:
-    raise errors.UserError(f'Images must have one size in common: {names}.')
+    raise errors.UserError(
+      f'Images of the {part} must have one size in common: {names}; resize '
+      f'them, or choose with agent.{part}.keys.'
+    )
   return image_size.grid(f'The image {names}', sizes.pop(), stages)
 
 
 class Encoder(nnx.Module):
-  """Encodes vectors with an MLP and images with a CNN."""
+  """Encodes vectors with an MLP and images with a CNN.
+
+  Reads the observations that `keys` of its options selects.
+
+  Attributes:
+    keys: Keys of these observations.
+    size: Features of a token.
+  """
 
   def __init__(
     self,
@@ -38,8 +53,15 @@ class Encoder(nnx.Module):
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
   ):
-    self.vectors = nnx.static(spaces.vectors(obs_space))
-    self.images = nnx.static(spaces.images(obs_space))
+    selected = spaces.select(obs_space, config)
+    if not selected:
+      raise errors.UserError(
+        f"agent.encoder.keys='{config['keys']}' leaves the encoder nothing to "
+        f'read: it fully matches none of {", ".join(obs_space)}.'
+      )
+    self.vectors = nnx.static(spaces.vectors(selected))
+    self.images = nnx.static(spaces.images(selected))
+    self.keys = tuple(selected)
     self.dtype = dtype
     self.size = 0
     kw: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
@@ -49,11 +71,12 @@ class Encoder(nnx.Module):
       self.size += config.units
     if self.images:
       self.stages = len(config.mults)
-      height, width = grid(self.images, self.stages)
+      height, width = grid('encoder', self.images, self.stages)
       channels = sum(v.shape[-1] for v in self.images.values())
       for i, mult in enumerate(config.mults):
         depth = config.depth * mult
-        conv = layers.Conv(channels, depth, config.kernel, **kw)
+        op = convolution.conv_max_pool2x2
+        conv = layers.Conv(channels, depth, config.kernel, op=op, **kw)
         setattr(self, f'conv{i}', conv)
         setattr(self, f'norm{i}', layers.Norm(depth, axes=('channels',)))
         channels = depth
@@ -84,5 +107,5 @@ class Encoder(nnx.Module):
     x = x.astype(self.dtype) / 255 - 0.5
     for i in range(self.stages):
       conv, norm = getattr(self, f'conv{i}'), getattr(self, f'norm{i}')
-      x = norm(convolution.max_pool2x2(conv(x)))
+      x = norm(conv(x))
     return x.reshape(*pixels.shape[:2], -1)

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamer_tpu.agent.ops import convolution, matmul, norm, placement
+from dreamer_tpu.agent.ops import convolution, matmul, norm, placement, scan
 
 Axes = tuple[str | None, ...]
-Function = Callable[[jax.Array], jax.Array]
 
 
 def kernel_init(
@@ -101,8 +100,8 @@ class Linear(nnx.Module):
 
   def prepare(
     self, inputs: str | None = None, outputs: str | None = None
-  ) -> Function:
-    """Returns the layer as a function for use in a loop.
+  ) -> scan.Layer:
+    """Returns the layer for use in a loop.
 
     Weights are cast and resharded here, outside of the loop.
 
@@ -116,13 +115,12 @@ class Linear(nnx.Module):
     else:
       kernel = placement.with_logical_constraint(kernel, None, outputs)
     bias = placement.with_logical_constraint(bias, outputs)
-    return lambda x: matmul.linear(x, kernel, bias)
+    return scan.Layer.create(matmul.linear, kernel, bias)
 
 
 def _linear_of_parts(parts, kernels, bias):
   x = functools.reduce(jnp.add, map(matmul.product, parts, kernels))
-  names = ['any'] * (x.ndim - 1)
-  return placement.with_logical_constraint(x, *names, 'units') + bias
+  return placement.with_logical_constraint(x, 'units') + bias
 
 
 def with_cached_output(
@@ -175,12 +173,28 @@ class BlockLinear(nnx.Module):
     """Maps [g, N, inputs / g] to [g, N, outputs / g], blocks first."""
     return self.prepare()(x.astype(self.dtype))
 
-  def prepare(self) -> Function:
-    """Returns the layer as a function for use in a loop."""
+  def prepare(self) -> scan.Layer:
+    """Returns the layer for use in a loop."""
     kernel = by_block(self.kernel[...].astype(self.dtype))
     bias = self.bias[...].astype(self.dtype).reshape(len(kernel), 1, -1)
     bias = by_block(bias)
-    return lambda x: matmul.linear(x, kernel, bias)
+    return scan.Layer.create(matmul.linear, kernel, bias)
+
+  def prepare_split(self, own: int, shared: int) -> scan.Layer:
+    """Returns a part of the layer for use in a loop.
+
+    It maps inputs of each block [g, N, own], inputs that all blocks share
+    [N, shared] and the part [N, outputs] of all other inputs and the bias, to
+    [g, N, outputs / g].
+    """
+    kernels = self.split_kernel(own)
+    return scan.Layer.create(
+      _add_shared,
+      by_block(kernels[0]),
+      placement.with_logical_constraint(
+        kernels[1][:shared], None, 'block_units'
+      ),
+    )
 
   def split_kernel(self, own: int) -> tuple[jax.Array, jax.Array]:
     """Splits the kernel into inputs of one block and inputs shared by all.
@@ -194,6 +208,12 @@ class BlockLinear(nnx.Module):
     kernel = self.kernel[...].astype(self.dtype)
     shared = jnp.swapaxes(kernel[:, own:], 0, 1)
     return kernel[:, :own], shared.reshape(shared.shape[0], -1)
+
+
+def _add_shared(inputs, own_kernel, shared_kernel):
+  own, shared, others = inputs
+  x = matmul.product(shared, shared_kernel) + others
+  return matmul.to_blocks(x, len(own_kernel)) + matmul.product(own, own_kernel)
 
 
 def by_block(x: jax.Array) -> jax.Array:
@@ -211,15 +231,16 @@ class Norm(nnx.Module):
     """Normalizes over the last axis."""
     return norm.norm_silu(x, self.scale[...])
 
-  def prepare(self) -> Function:
-    """Returns the norm as a function for use in a loop."""
+  def prepare(self) -> scan.Layer:
+    """Returns the norm for use in a loop."""
     scale = placement.with_logical_constraint(self.scale[...], None)
-    return lambda x: norm.norm_silu(x, scale)
+    return scan.Layer.create(norm.norm_silu, scale)
 
-  def prepare_blocks(self, blocks: int) -> Function:
+  def prepare_blocks(self, blocks: int) -> scan.Layer:
     """Returns the norm over all of [g, N, size / g] for use in a loop."""
     scale = by_block(self.scale[...].reshape(blocks, 1, -1))
-    return lambda x: norm.norm_silu(x, scale, (-3, -1))
+    norm_blocks = functools.partial(norm.norm_silu, axes=(-3, -1))
+    return scan.Layer.create(norm_blocks, scale)
 
 
 class Layer(nnx.Module):
@@ -239,14 +260,68 @@ class Layer(nnx.Module):
     """Applies the layer to split inputs; see `Linear.apply_split`."""
     return self.norm(self.linear.apply_split(*parts))
 
-  def prepare(self, inputs: str | None = None) -> Function:
-    """Returns the layer as a function for use in a loop."""
-    linear, norm = self.linear.prepare(inputs), self.norm.prepare()
+  def prepare(self, inputs: str | None = None) -> scan.Layer:
+    """Returns the layer for use in a loop."""
+    by_rows = lambda x: placement.with_logical_constraint(x, 'rows', None)
+    linear = self.linear.prepare(inputs).then(scan.Layer.create(by_rows))
+    return linear.then(self.norm.prepare())
 
-    def layer(x):
-      return norm(placement.with_logical_constraint(linear(x), 'rows', None))
+  def prepare_split(self, inputs: int, axis: str) -> scan.Layer:
+    """Returns a part of the layer for use in a loop.
 
-    return layer
+    Args:
+      inputs: Number of inputs of this part.
+      axis: Logical axis over which the loop has them sharded.
+
+    Returns:
+      A layer that maps these inputs [N, inputs], and the part [N, units] of all
+      other inputs and the bias, to [N, units].
+    """
+    kernel = self.linear.weights()[0][:inputs]
+    kernel = placement.split_inputs(kernel, axis)
+    linear = scan.Layer.create(_add_product, kernel)
+    return linear.then(self.norm.prepare())
+
+
+def _add_product(inputs, kernel):
+  x, others = inputs
+  y = matmul.product(x, kernel) + others
+  return placement.with_logical_constraint(y, 'rows', None)
+
+
+def prepare_pair(
+  first: Layer, second: Layer, axes: tuple[str, str]
+) -> scan.Layer:
+  """Returns two layers for use in a loop, as one.
+
+  Devices that share a model sum the products of both at once.
+
+  Args:
+    first: Layer.
+    second: Layer with as many units.
+    axes: Logical axes over which the loop has the inputs sharded.
+
+  Returns:
+    A layer that maps the inputs of both to their results, [N, 2 * units].
+  """
+  weights = first.linear.weights(), second.linear.weights()
+  kernels = [
+    placement.split_inputs(kernel, axis)
+    for (kernel, _), axis in zip(weights, axes, strict=True)
+  ]
+  biases = jnp.stack([bias for _, bias in weights])
+  scale = jnp.stack([x.norm.scale[...] for x in (first, second)])
+  whole = lambda x: placement.with_logical_constraint(x, None, None)
+  products = scan.Layer.create(_products, *kernels, whole(biases))
+  normed = products.then(scan.Layer.create(norm.norm_silu, whole(scale)))
+  flatten = lambda x: x.reshape(*x.shape[:-2], -1)
+  return normed.then(scan.Layer.create(flatten))
+
+
+def _products(inputs, first, second, biases):
+  products = map(matmul.product, inputs, (first, second))
+  y = jnp.stack([*products], -2) + biases
+  return placement.with_logical_constraint(y, 'rows', None, None)
 
 
 class MLP(nnx.Module):
@@ -306,8 +381,8 @@ class MLP(nnx.Module):
 class Conv(nnx.Module):
   """Convolution with stride 1 and 'same' padding.
 
-  Maps [N, h, w, inputs] to [N, h, w, outputs]; with `upsample`, to twice the
-  height and width.
+  Maps [N, h, w, inputs] to [N, h', w', outputs]; `op` is the convolution alone,
+  or with upsampling or pooling.
   """
 
   def __init__(
@@ -318,16 +393,15 @@ class Conv(nnx.Module):
     *,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
-    upsample: bool = False,
+    op: Callable[..., jax.Array] = convolution.conv,
   ):
     kernel = kernel_init(rngs.params(), (size, size, inputs, outputs))
     axes = (None, None, 'in_channels', 'channels')
     self.kernel = nnx.Param(kernel, axes=axes)
     self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[3:])
     self.dtype = dtype
-    self.upsample = upsample
+    self.op = op
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns images in the compute dtype."""
-    conv = convolution.upsample_conv if self.upsample else convolution.conv
-    return conv(x.astype(self.dtype), self.kernel[...], self.bias[...])
+    return self.op(x.astype(self.dtype), self.kernel[...], self.bias[...])

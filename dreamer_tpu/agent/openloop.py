@@ -89,8 +89,9 @@ def grid(truth: jax.Array, prediction: jax.Array, half: int) -> jax.Array:
   error = (prediction - truth + 255) / 2
   frames = jnp.concatenate([truth, prediction, error], 2)
   frames = jnp.clip(frames, 0, 255).astype(jnp.uint8)
-  if frames.shape[-1] != 3:
-    frames = jnp.repeat(frames[..., :1], 3, -1)
+  if frames.shape[-1] % 3:
+    frames = jnp.repeat(frames[..., -1:], 3, -1)
+  frames = frames[..., -3:]  # The newest of stacked images.
   batch, steps, height, width, _ = frames.shape
   observed = (jnp.arange(steps) < half)[:, None, None, None]
   color = jnp.where(observed, jnp.array(GREEN), jnp.array(RED))

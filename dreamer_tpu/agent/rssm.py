@@ -94,29 +94,28 @@ class RSSM(nnx.Module):
     It maps `deter` [N, D], flat `stoch` [N, S * C] and an action [N, D] from
     `embed_action` to the next `deter`.
     """
-    in_deter = self.in_deter.prepare('block_units')
-    in_stoch = self.in_stoch.prepare('units')
-    own, shared = self.hidden[0][0].split_kernel(self.deter // self.blocks)
-    own = layers.by_block(own)
-    shared = constrain(shared[: 2 * self.units], None, 'block_units')
-    linears = [linear.prepare() for linear, _ in self.hidden[1:]]
+    inputs = layers.prepare_pair(
+      self.in_deter, self.in_stoch, ('block_units', 'units')
+    )
     norms = [norm.prepare_blocks(self.blocks) for _, norm in self.hidden]
+    sizes = self.deter // self.blocks, 2 * self.units
+    first = self.hidden[0][0].prepare_split(*sizes).then(norms[0])
+    rest = [
+      linear.prepare().then(norm)
+      for (linear, _), norm in zip(self.hidden[1:], norms[1:], strict=True)
+    ]
     gru = self.gru.prepare()
 
     def step(deter, stoch, action):
       by_block = matmul.to_blocks(deter, self.blocks)
-      x = jnp.concatenate([in_deter(deter), in_stoch(stoch)], -1)
-      x = matmul.to_blocks(matmul.product(x, shared) + action, self.blocks)
-      x = norms[0](x + matmul.product(by_block, own))
-      for linear, norm in zip(linears, norms[1:], strict=True):
-        x = norm(linear(x))
+      x = first((by_block, inputs((deter, stoch)), action))
+      for hidden in rest:
+        x = hidden(x)
       reset, candidate, update = jnp.split(gru(x), 3, -1)
       candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
       update = jax.nn.sigmoid(update - 1)
       by_block = update * candidate + (1 - update) * by_block
-      # XLA for CPU would compute the gates inside of the transpose, slowly.
-      deter = matmul.from_blocks(placement.materialize(by_block))
-      return constrain(deter, 'rows', 'block_units')
+      return constrain(matmul.from_blocks(by_block), 'rows', 'block_units')
 
     return step
 
@@ -125,17 +124,13 @@ class RSSM(nnx.Module):
 
     It maps `deter` [N, D] and embedded tokens [N, H] to logits [N, S, C].
     """
-    first, *rest = self.post.layers
-    kernel = first.linear.weights()[0][: self.deter]
-    kernel = placement.split_inputs(kernel, 'block_units')
-    norm = first.norm.prepare()
-    hidden = [layer.prepare() for layer in rest]
+    first = self.post.layers[0].prepare_split(self.deter, 'block_units')
+    rest = [layer.prepare() for layer in self.post.layers[1:]]
     logits = self.post_logits.prepare(outputs='units')
 
     def step(deter, tokens):
-      x = matmul.product(deter, kernel) + tokens
-      x = norm(constrain(x, 'rows', None))
-      for layer in hidden:
+      x = first((deter, tokens))
+      for layer in rest:
         x = layer(x)
       return logits(x).reshape(len(x), *self.stoch)
 
@@ -185,10 +180,10 @@ class RSSM(nnx.Module):
       deter = core(deter, stoch, action)
       logits = posterior(deter, tokens)
       dist = Categorical.create(logits, self.unimix)
-      index = dist.sample(noise)
-      stoch = flatten(dist.straight_through(index).astype(self.dtype))
+      stoch = dist.straight_through(dist.sample(noise)).astype(self.dtype)
+      stoch = flatten(stoch)
       stoch = constrain(stoch, 'rows', 'units')
-      return (deter, stoch), (logits, index)
+      return (deter, stoch), logits
 
     action = self.embed_action()(action * ~reset[..., None])
     inputs = (
@@ -199,10 +194,10 @@ class RSSM(nnx.Module):
     )
     start = state['deter'], flatten(state['stoch'])
     states = scan.scan(step, start, jax.tree.map(swap_time, inputs))
-    (deter, _), (logits, index) = jax.tree.map(swap_time, states)
+    (deter, stoch), logits = jax.tree.map(swap_time, states)
+    stoch = stoch.reshape(logits.shape)
     dist = Categorical.create(logits, self.unimix)
-    stoch = dist.straight_through(index).astype(self.dtype)
-    return Posterior(deter, stoch, index, dist)
+    return Posterior(deter, stoch, jnp.argmax(stoch, -1), dist)
 
   def imagine(self) -> Callable[[State, Array, Any], State]:
     """Returns one step of the prior as a function.
@@ -235,9 +230,8 @@ class RSSM(nnx.Module):
 
   def feat(self, deter: Array, stoch: Array) -> tuple[Array, Array]:
     """Returns the inputs of all heads, [..., D] and [..., S * C]."""
-    rows = ['any'] * (deter.ndim - 1)
-    deter = constrain(deter, *rows, 'block_units')
-    return deter, constrain(flatten(stoch), *rows, 'units')
+    deter = constrain(deter, 'block_units')
+    return deter, constrain(flatten(stoch), 'units')
 
 
 def flatten(stoch: Array) -> Array:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,18 @@ def _sample(space: Space, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   if space.classes:
     return jax.random.randint(key, shape, 0, space.classes, space.dtype)
   return jax.random.uniform(key, shape, space.dtype, -1, 1)
+
+
+def select(spaces: Mapping[str, Space], config: Any) -> dict[str, Space]:
+  """Returns the observations that `config.keys` fully matches.
+
+  Args:
+    spaces: Space per observation key.
+    config: Options of the encoder or the decoder. Those of older checkpoints
+      have no `keys` and select all.
+  """
+  regex = config.get('keys', '.*')
+  return {k: v for k, v in spaces.items() if re.fullmatch(regex, k)}
 
 
 def vectors(spaces: Mapping[str, Space]) -> dict[str, Space]:

@@ -8,8 +8,9 @@ step that is kept for its agent only has a file `replay/released` instead.
 
 import contextlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -18,6 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from dreamer_tpu import paths
 from dreamer_tpu.checkpoint import checksums
 from dreamer_tpu.errors import UserError
+
+T = TypeVar('T')
 
 AGENT = 'agent'
 CARRY = 'carry'
@@ -32,6 +35,10 @@ _COMMITTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
 class CorruptCheckpoint(UserError):
   """Files of a step are missing, truncated or changed."""
+
+
+class NoCheckpoint(UserError):
+  """A path holds no checkpoint."""
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -72,7 +79,7 @@ def find_step(path: epath.PathLike) -> epath.Path:
   If `path` holds several steps, returns the newest.
 
   Raises:
-    UserError: There is no checkpoint at `path`.
+    NoCheckpoint: There is no checkpoint at `path`.
   """
   root = absolute(path)
   if is_step(root):
@@ -80,7 +87,43 @@ def find_step(path: epath.PathLike) -> epath.Path:
   for directory in (root / 'checkpoints', root):
     if found := steps(directory):
       return directory / str(found[-1])
-  raise UserError(f"No checkpoint in '{root}': {_explain_missing(root)}")
+  raise NoCheckpoint(f"No checkpoint in '{root}': {_explain_missing(root)}")
+
+
+def read_newest(
+  path: epath.PathLike, read: Callable[[epath.Path], T], pause: float = 0.3
+) -> T:
+  """Reads the newest step, also while a running training deletes old ones.
+
+  A step that cannot be read may be one that is being deleted: then the newest
+  is another one soon.
+
+  Args:
+    path: Path as in `find_step`.
+    read: Reads a step folder.
+    pause: Seconds until a failed step is tried once more.
+
+  Returns:
+    The value that `read` returns.
+
+  Raises:
+    NoCheckpoint: There is no checkpoint at `path`.
+    UserError: The newest step cannot be read.
+  """
+  failed: set[epath.Path | None] = set()
+  while True:
+    step = None
+    try:
+      step = find_step(path)
+      return read(step)
+    except (CorruptCheckpoint, NoCheckpoint, OSError, ValueError) as error:
+      if step not in failed:
+        failed.add(step)
+        time.sleep(pause)
+      elif step is None or isinstance(error, UserError):
+        raise
+      else:
+        raise unreadable(step, error) from error
 
 
 def _explain_missing(path: epath.Path) -> str:

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
-import fcntl
+import errno
 import json
 import math
 import os
 import queue
-import socket
+import re
+import shutil
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -19,7 +22,8 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dreamer_tpu import paths
-from dreamer_tpu.checkpoint import checksums, layout
+from dreamer_tpu.checkpoint import checksums, layout, retention
+from dreamer_tpu.checkpoint.lock import lock
 from dreamer_tpu.checkpoint.restore import (
   Restored,
   restore_newest,
@@ -29,7 +33,8 @@ from dreamer_tpu.errors import UserError
 
 T = TypeVar('T')
 Manifests = dict[str, dict[str, Any]]
-_policies = ocp.training.preservation_policies
+
+_METADATA_BYTES = 2**24  # More than a step takes besides its arrays.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,7 @@ class Checkpointer:
     keep_best: int = 0,
     timeout: float = 600.0,
     on_commit: Callable[[Manifests], None] | None = None,
+    gather: Callable[[Any], Sequence[Any]] = lambda value: [value],
   ):
     """Opens or creates the folder and removes unfinished saves.
 
@@ -82,6 +88,7 @@ class Checkpointer:
         manifests of all folders, quarantined ones included: {folder name:
         {process: manifest}}. It may delete chunk files that none of them
         names: the next save waits for it.
+      gather: Returns the JSON values of all processes, as `HostSync.gather`.
 
     Raises:
       UserError: The folder cannot be written, or another run uses it.
@@ -94,14 +101,19 @@ class Checkpointer:
         f"Cannot write checkpoints to '{self.directory}' "
         f'({layout.one_line(error)}); choose another logdir.'
       ) from error
-    self._lock = _lock(self.directory)
+    self._lock = lock(self.directory)
     logging.get_absl_logger().addFilter(_not_from_orbax)
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
+    self._unraisablehook = sys.unraisablehook
+    sys.unraisablehook = self._report_unraisable
     self._on_commit = on_commit
+    self._gather = gather
     self._keep = keep
     self._results: queue.SimpleQueue[SaveResult] = queue.SimpleQueue()
     self._thread: threading.Thread | None = None
     self._current: int | None = None
     self._failed = False
+    self._told = ''  # Reason of the failures since the last commit.
     context = ocp.Context()
     context.asynchronous.timeout_secs = int(timeout)
     # If the folder cannot be created in the background, Orbax delays the exit
@@ -111,7 +123,7 @@ class Checkpointer:
     self._orbax = ocp.training.Checkpointer(
       self.directory,
       context=context,
-      preservation_policy=_preservation_policy(keep, keep_every, keep_best),
+      preservation_policy=retention.policy(keep, keep_every, keep_best),
       cleanup_tmp_directories=True,
     )
 
@@ -149,11 +161,9 @@ class Checkpointer:
     self._current = step
     return restored
 
-  def restore_newest(
-    self, attempt: Callable[[int], T], gather: Callable[[str], Sequence[str]]
-  ) -> T:
+  def restore_newest(self, attempt: Callable[[int], T]) -> T:
     """Restores the newest intact step; see `restore.restore_newest`."""
-    result = restore_newest(self.directory, attempt, gather)
+    result = restore_newest(self.directory, attempt, self._gather)
     self._orbax.reload()
     return result
 
@@ -166,6 +176,7 @@ class Checkpointer:
     *,
     carry: Any = None,
     score: float | None = None,
+    replay_bytes: int = 0,
   ) -> None:
     """Starts a save and returns once the arrays are copied off the devices.
 
@@ -180,6 +191,7 @@ class Checkpointer:
         manifest. Runs in the background before the commit.
       carry: Nested dict of JAX arrays of sequences trained in parts.
       score: Evaluation score that decides which steps are the best.
+      replay_bytes: Bytes that `write_replay` writes, for messages.
 
     Raises:
       UserError: The folder holds newer steps of another run.
@@ -199,6 +211,8 @@ class Checkpointer:
       return
     self._delete_newer(step)
     index = jax.process_index()
+    arrays = jax.tree.leaves((agent, carry))
+    self._needed = replay_bytes + sum(x.nbytes for x in arrays)
     items = {
       layout.AGENT: agent,
       layout.RUN: _TextFile(layout.RUN_FILE, None if index else lambda: text),
@@ -213,11 +227,13 @@ class Checkpointer:
     if score is not None and math.isfinite(score):
       metrics = {layout.SCORE: float(score)}
     try:
+      self._check_space()
       response = self._orbax.save_checkpointables_async(
         step, items, force=True, metrics=metrics
       )
     except (OSError, RuntimeError, ValueError) as error:
       self._record(step, start, time.perf_counter() - start, error)
+      self._remove_unfinished(step)
       return
     blocking = time.perf_counter() - start
     self._thread = threading.Thread(
@@ -236,10 +252,23 @@ class Checkpointer:
     self._join()
     return self.poll()
 
+  def settle(self) -> int | None:
+    """Waits on any thread for the save in progress, to end the process.
+
+    Returns:
+      The newest committed step, None if there is none.
+    """
+    thread = self._thread
+    if thread is not None:
+      thread.join()
+    return max(self.steps(), default=None)
+
   def close(self) -> None:
     """Waits for the save in progress and unlocks the folder."""
     self._join()
-    self._orbax.close()
+    with contextlib.suppress(OSError):  # Of a failed save, once more.
+      self._orbax.close()
+    sys.unraisablehook = self._unraisablehook
     if self._lock is not None:
       os.close(self._lock)
       self._lock = None
@@ -258,6 +287,17 @@ class Checkpointer:
       with contextlib.suppress(Exception):
         self._orbax.wait()
       self._orbax.reload()
+
+  def _check_space(self) -> None:
+    """Raises an OSError on all processes if the disk is full on any.
+
+    Where one alone fails to write, the others wait for its part.
+    """
+    if jax.process_count() == 1 or not paths.is_local(self.directory):
+      return
+    free = shutil.disk_usage(self.directory).free
+    if any(self._gather(free < self._needed + _METADATA_BYTES)):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   def _delete_newer(self, step: int) -> None:
     newer = [x for x in self.steps() if x >= step]
@@ -285,6 +325,7 @@ class Checkpointer:
       response.result()
     except Exception as error:  # The run must learn of any failure.
       self._record(step, start, blocking, error)
+      self._remove_unfinished(step)
       return
     self._current = step
     self._record(step, start, blocking, None)
@@ -303,7 +344,20 @@ class Checkpointer:
     if jax.process_index() == 0:
       for folder in kept[: -self._keep]:
         if layout.has_replay(folder):
-          _drop_replay(folder)
+          retention.drop_replay(folder)
+    self._delete_unnamed(kept)
+
+  def _remove_unfinished(self, step: int) -> None:
+    """Frees the space that a failed save occupies."""
+    if paths.is_local(self.directory) and jax.process_index() == 0:
+      for folder in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+        shutil.rmtree(folder, ignore_errors=True)
+    # Replay files are left for the next commit if this fails.
+    with contextlib.suppress(Exception):
+      self._delete_unnamed([self._folder(x) for x in self.steps()])
+
+  def _delete_unnamed(self, kept: Sequence[epath.Path]) -> None:
+    """Lets `on_commit` delete replay files that no manifest names."""
     if self._on_commit is not None:
       manifests = {x.name: layout.read_manifests(x) for x in kept}
       for folder in layout.quarantined(self.directory):
@@ -323,14 +377,34 @@ class Checkpointer:
     )
     if error:
       self._failed = True
-      logging.warning(
-        'Saving step %d failed: %s. The run continues; the newest checkpoint '
-        'is of step %s.',
-        step,
-        result.error,
-        max(self.steps(), default=None),
-      )
+      self._tell_failure(result)
+    elif self._told:
+      self._told = ''
+      logging.warning('Saving works again; step %d is saved.', step)
     self._results.put(result)
+
+  def _report_unraisable(self, unraisable: Any) -> None:
+    """Hides late callbacks of a failed save, whose event loop has ended."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      self._unraisablehook(unraisable)
+
+  def _tell_failure(self, result: SaveResult) -> None:
+    """Tells a reason once, until a save works again."""
+    kind = re.sub(r'\d+', '', result.error)
+    if kind == self._told:
+      return
+    self._told = kind
+    free = paths.free_space(result.error, self.directory)
+    size = paths.size(self._needed)
+    needed = f'; needs about {size}, {free}' if free else ''
+    logging.warning(
+      'Saving step %d failed: %s%s. The run continues; the newest checkpoint '
+      'is of step %s.',
+      result.step,
+      result.error,
+      needed,
+      max(self.steps(), default=None),
+    )
 
 
 class _TextFile:
@@ -361,80 +435,6 @@ class _TextFile:
     raise NotImplementedError('Read the file directly; see layout.py.')
 
 
-class _Best:
-  """Preserves the `count` steps of the highest score, later ones if equal."""
-
-  def __init__(self, count: int):
-    self._count = count
-
-  def should_preserve(
-    self, checkpoints: Sequence[Any], *, context: Any
-  ) -> list[bool]:
-    del context
-    scores = {
-      x.step: x.metrics[layout.SCORE]
-      for x in checkpoints
-      if x.metrics and layout.SCORE in x.metrics
-    }
-    ordered = sorted(scores, key=lambda step: (scores[step], step))
-    return [x.step in ordered[-self._count :] for x in checkpoints]
-
-
-def _preservation_policy(keep: int, keep_every: int, keep_best: int) -> Any:
-  chosen: list[Any] = [_policies.LatestN(keep)]
-  if keep_every:
-    chosen.append(_policies.EveryNSteps(keep_every, exact_interval=False))
-  if keep_best:
-    chosen.append(_Best(keep_best))
-  return _policies.AnyPreservationPolicy(chosen)
-
-
-def _drop_replay(folder: epath.Path) -> None:
-  """Deletes the replay manifests of a step, keeping agent and run state.
-
-  A replay of millions of steps takes many times the space of an agent. The
-  marker comes first: a step never looks as if it had part of its replay.
-  """
-  replay = folder / layout.REPLAY
-  (replay / layout.REPLAY_DROPPED).touch()
-  for manifest in replay.glob('*.json'):
-    manifest.unlink()
-
-
-def _lock(directory: epath.Path) -> int | None:
-  """Locks a local folder for this process until its end.
-
-  Two runs in one folder would delete each other's unfinished steps.
-
-  Returns:
-    File descriptor that holds the lock; None on other processes than the
-    first and in object stores.
-
-  Raises:
-    UserError: Another process holds the lock.
-  """
-  if jax.process_index() or not paths.is_local(directory):
-    return None
-  file = os.open(directory / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
-  try:
-    # Unlike `flock`, not inherited by forked environment workers, which may
-    # outlive a killed run for a moment.
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except (BlockingIOError, PermissionError):
-    holder = os.read(file, 256).decode() or 'unknown'
-    os.close(file)
-    raise UserError(
-      f"'{directory}' is in use by another run (process {holder}); stop it or "
-      'choose another logdir.'
-    ) from None
-  except OSError as error:
-    logging.warning("No lock on '%s': %s", directory, error)
-    return file
-  os.ftruncate(file, 0)
-  os.write(file, f'{os.getpid()} on {socket.gethostname()}'.encode())
-  return file
-
-
 def _not_from_orbax(record: Any) -> bool:
   """Hides Orbax's pages on a failure, which is logged in one line instead."""
   return logging.level_debug() or '/orbax/' not in record.pathname
@@ -444,4 +444,4 @@ def _reason(error: Exception) -> str:
   text = layout.one_line(error)
   if 'DEADLINE_EXCEEDED' in text or 'barrier' in text:
     return f'another process failed to save or took too long ({text})'
-  return text
+  return paths.full_disk(text) or text

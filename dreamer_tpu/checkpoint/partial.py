@@ -23,12 +23,15 @@ class Report:
   Attributes:
     loaded: Taken from the checkpoint.
     kept: Not chosen.
+    differing: Chosen, but of another shape in the checkpoint; both shapes
+      follow the name.
     missing: Chosen, but not in the checkpoint.
     unused: Chosen and in the checkpoint, but not part of the agent.
   """
 
   loaded: tuple[str, ...]
   kept: tuple[str, ...]
+  differing: tuple[str, ...]
   missing: tuple[str, ...]
   unused: tuple[str, ...]
 
@@ -37,6 +40,7 @@ class Report:
     kinds = {
       'Loaded': self.loaded,
       'Left alone': self.kept,
+      'Fresh, of another shape in the checkpoint': self.differing,
       'Missing in the checkpoint': self.missing,
       'Only in the checkpoint': self.unused,
     }
@@ -63,8 +67,14 @@ class _Source:
   load: Callable[[_Tree], dict[str, jax.Array]]
 
 
+def check_exists(path: epath.PathLike) -> None:
+  """Raises UserError if a path of `restore_partial` holds no checkpoint."""
+  if unpickle.find(path) is None:
+    layout.find_step(path)
+
+
 def restore_partial(
-  path: epath.PathLike, regex: str, params: Any
+  path: epath.PathLike, regex: str, params: Any, mismatch: str = 'error'
 ) -> tuple[Any, Report]:
   """Replaces the chosen parameters by those of a checkpoint.
 
@@ -78,17 +88,29 @@ def restore_partial(
     params: Tree of arrays, or of `jax.ShapeDtypeStruct` with shardings, named
       like the agent's parameters. It may also hold `slow_value`, `retnorm`
       and `opt`.
+    mismatch: Treatment of chosen leaves of another shape in the checkpoint:
+      'error' refuses them, 'fresh' leaves them alone.
 
   Returns:
-    The tree, whose chosen leaves are loaded in the dtype and sharding of the
-    given ones, and a report.
+    The tree, whose loaded leaves have the dtype and sharding of the given ones,
+    and a report. Other leaves are returned as given.
 
   Raises:
     UserError: There is no checkpoint, the pattern is invalid or matches
-      nothing, shapes differ, nothing is left to load, or a chosen leaf is
-      missing of which `params` has only the shape.
+      nothing, shapes differ, or nothing is left to load.
   """
-  source = _open(path)
+  folder = unpickle.find(path)
+  if folder is not None:
+    return _restore(path, _open_public(folder), regex, params, mismatch)
+  return layout.read_newest(
+    path, lambda step: _restore(path, _open(step), regex, params, mismatch)
+  )
+
+
+def _restore(
+  path: epath.PathLike, source: _Source, regex: str, params: Any, mismatch: str
+) -> tuple[Any, Report]:
+  """Restores from an open checkpoint; see `restore_partial`."""
   wanted = layout.flatten(params)
   matches = _matcher(regex, source.aliases)
   chosen = [name for name in wanted if matches(name)]
@@ -100,25 +122,35 @@ def restore_partial(
     )
   missing = [name for name in chosen if name not in source.arrays]
   found = [name for name in chosen if name in source.arrays]
-  _check(path, wanted, source.arrays, found, missing)
-  if not found:
+  differing = {
+    name: f'{name} {list(wanted[name].shape)} here, {list(shape)} there'
+    for name in found
+    if (shape := tuple(source.arrays[name].shape)) != wanted[name].shape
+  }
+  if differing and mismatch == 'error':
+    raise UserError(
+      f"Parameters of '{path}' have other shapes than the agent: "
+      f'{shorten(list(differing.values()))}; choose others with '
+      '--config.run.from_checkpoint_regex, start these fresh with '
+      '--config.run.from_checkpoint_mismatch=fresh, or use the configuration '
+      'of the checkpoint.'
+    )
+  fitting = [name for name in found if name not in differing]
+  if not fitting:
     raise UserError(f"Nothing to load from '{path}' with '{regex}'.")
-  loaded = source.load({name: wanted[name] for name in found})
+  loaded = source.load({name: wanted[name] for name in fitting})
   unused = [name for name in source.parameters if name not in wanted]
   report = Report(
-    loaded=tuple(found),
+    loaded=tuple(fitting),
     kept=tuple(name for name in wanted if name not in set(chosen)),
+    differing=tuple(differing.values()),
     missing=tuple(missing),
     unused=tuple(name for name in unused if matches(name)),
   )
   return layout.unflatten(loaded, params), report
 
 
-def _open(path: epath.PathLike) -> _Source:
-  folder = unpickle.find(path)
-  if folder is not None:
-    return _open_public(folder)
-  step = layout.find_step(path)
+def _open(step: epath.Path) -> _Source:
   shapes = layout.read_shapes(step)
   saved = layout.flatten(shapes)
   paths = {name.removeprefix('params/'): name for name in saved}
@@ -164,28 +196,3 @@ def _matcher(regex: str, aliases: Mapping[str, str]) -> Callable[[str], bool]:
     return any(pattern.fullmatch(prefix) for prefix in prefixes)
 
   return matches
-
-
-def _check(
-  path: epath.PathLike,
-  wanted: _Tree,
-  saved: _Tree,
-  found: list[str],
-  missing: list[str],
-) -> None:
-  differ = [
-    f'{name} {list(wanted[name].shape)} here, {list(saved[name].shape)} there'
-    for name in found
-    if tuple(wanted[name].shape) != tuple(saved[name].shape)
-  ]
-  if differ:
-    raise UserError(
-      f"Parameters of '{path}' have other shapes than the agent: "
-      f'{shorten(differ)}; choose others by the pattern or use its '
-      'configuration.'
-    )
-  bare = [x for x in missing if isinstance(wanted[x], jax.ShapeDtypeStruct)]
-  if bare:
-    raise UserError(
-      f"'{path}' lacks parameters that the agent needs: {shorten(bare)}."
-    )

@@ -72,14 +72,8 @@ def restore_step(
     shapes = layout.read_shapes(folder)
   except (ValueError, OSError) as error:
     raise layout.unreadable(folder, error) from error
-  wanted = layout.flatten(abstract)
-  arrays = tree_differences(layout.flatten(shapes), wanted)
-  keys = []
-  if config is not None:
-    keys = config_differences(run.get('config', {}), config)
-  if arrays or any(key.startswith('task ') for key in keys):
-    raise _mismatch(folder, keys, arrays)
-  loaded = layout.load_arrays(folder, shapes, wanted)
+  check_fit(folder, run, shapes, abstract, config)
+  loaded = layout.load_arrays(folder, shapes, layout.flatten(abstract))
   return Restored(
     step=int(folder.name),
     agent=layout.unflatten(loaded, abstract),
@@ -87,6 +81,33 @@ def restore_step(
     replay=manifests,
     carry=_restore_carry(folder, carry),
   )
+
+
+def check_fit(
+  folder: epath.Path,
+  run: Mapping[str, Any],
+  shapes: Any,
+  abstract: Any,
+  config: Mapping[str, Any] | None = None,
+) -> None:
+  """Compares a step with the agent that is to take it.
+
+  Args:
+    folder: Step folder, for the message.
+    run: Run state of the step.
+    shapes: Its agent, from `layout.read_shapes`.
+    abstract: Tree of `jax.ShapeDtypeStruct` of the agent state.
+    config: Nested configuration of this run.
+
+  Raises:
+    UserError: The step is of another task, or its arrays differ.
+  """
+  arrays = tree_differences(layout.flatten(shapes), layout.flatten(abstract))
+  keys = []
+  if config is not None:
+    keys = config_differences(run.get('config', {}), config)
+  if arrays or any(key.startswith('task ') for key in keys):
+    raise _mismatch(folder, keys, arrays)
 
 
 def _restore_carry(folder: epath.Path, abstract: Any) -> Any:
@@ -189,7 +210,23 @@ def config_differences(
 ) -> list[str]:
   """Returns differing config keys as 'KEY is NEW, was OLD'.
 
-  Keys that shape the agent come first.
+  Args:
+    saved: Nested config of the checkpoint, as read from JSON.
+    current: Nested config of this run.
+  """
+  return [
+    f'{name} is {new}, was {old}'
+    for name, (old, new) in config_changes(saved, current).items()
+  ]
+
+
+def config_changes(
+  saved: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+  """Returns the old and the new value of differing config keys, as text.
+
+  Keys that shape the agent come first; in each group, those that the checkpoint
+  lacks come last. A missing value is 'absent'.
 
   Args:
     saved: Nested config of the checkpoint, as read from JSON.
@@ -199,17 +236,16 @@ def config_differences(
   old, new = flatten(saved), flatten(current)
   names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
 
-  def rank(name: str) -> tuple[int, str]:
+  def rank(name: str) -> tuple[int, bool, str]:
     group = name.split('.')[0]
-    return (*_GROUPS, group).index(group), name
+    return (*_GROUPS, group).index(group), name not in old, name
 
   def show(flat: Mapping[str, Any], name: str) -> str:
     return repr(flat[name]) if name in flat else 'absent'
 
-  return [
-    f'{name} is {show(new, name)}, was {show(old, name)}'
-    for name in sorted(names, key=rank)
-  ]
+  return {
+    name: (show(old, name), show(new, name)) for name in sorted(names, key=rank)
+  }
 
 
 def tree_differences(
@@ -234,7 +270,7 @@ def tree_differences(
   ]
 
 
-def shorten(items: list[str], limit: int = 3) -> str:
+def shorten(items: Sequence[str], limit: int = 3) -> str:
   """Joins the first few items in one line, and counts the others."""
   more = f' and {len(items) - limit} more' if len(items) > limit else ''
   return '; '.join(items[:limit]) + more

@@ -30,6 +30,11 @@ class Shard:
       self._replays[EVAL] = (eval_replay, logdir / 'replay_eval')
     self._snapshots: dict[str, Any] = {}
 
+  @property
+  def planned_bytes(self) -> int:
+    """Bytes of steps and latents that the last snapshot writes."""
+    return sum(x.planned_bytes for x in self._snapshots.values())
+
   def snapshot(self, local: Any) -> Callable[[], dict[str, Any]]:
     """Freezes the replays and discards the previous, unwritten snapshot.
 
@@ -69,7 +74,7 @@ class Shard:
     """
     exact = True
     for name, (replay, folder) in self._replays.items():
-      if saved := _select(manifests.values(), name):
+      if saved := select(manifests.values(), name):
         exact &= replay.load(folder, saved, jax.process_count())
     own = manifests.get(str(jax.process_index()), {})
     return own.get(LOCAL) if exact else None
@@ -82,12 +87,12 @@ class Shard:
     """
     shards = [x for manifests in kept.values() for x in manifests.values()]
     for name, (replay, folder) in self._replays.items():
-      saved = _select(shards, name)
+      saved = select(shards, name)
       replay.prune(folder, saved)
       if jax.process_index() == 0:
         prune(folder, saved, first=jax.process_count())
 
 
-def _select(manifests: Any, name: str) -> list[dict[str, Any]]:
+def select(manifests: Any, name: str) -> list[dict[str, Any]]:
   """Returns the manifests of one replay."""
   return [x[name] if name else x for x in manifests if not name or name in x]

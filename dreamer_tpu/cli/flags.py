@@ -1,30 +1,52 @@
 """Parses the command line into a validated configuration.
 
-`--config=FILE[:PRESET,...]` chooses a configuration and `--config.KEY=VALUE`
-changes it, through ml_collections' config flags. Every mistake becomes a
-UserError of one line.
+`--config=SUITE[:PRESET,...]` chooses a configuration and `--config.KEY=VALUE`
+changes it. Every mistake becomes a UserError of one line. The flags of
+ml_collections would take a key such as `keys` for the method of that name.
 """
 
+import atexit
+import contextlib
+import functools
+import importlib.util
+import json
+import os
 import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 from ml_collections.config_dict import ConfigDict
 
-from dreamer_tpu.cli import logdirs, validate
+import dreamer_tpu
+from dreamer_tpu.cli import logdirs, reference, validate
 from dreamer_tpu.config import flatten
-from dreamer_tpu.errors import UserError, nearest
+from dreamer_tpu.errors import (
+  STOPPED,
+  Interrupted,
+  UserError,
+  did_you_mean,
+  explain,
+  nearest,
+)
 
-DEFAULT_CONFIG = 'configs/gym.py:size1m'
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEFAULT_CONFIG = 'gym:size1m'
+
+# The wheel has configs/ inside of the package, the repository beside it.
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+ROOT = _PACKAGE if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
+
+# Seconds that threads and processes get to end with the program.
+_PATIENCE = 10.0
 
 _ITEM = re.compile(r'[^\s,()[\]\'"]+')
+_HELP = re.compile(r'(?:-h|--?help)(?:=(.+))?')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _BOOLS = {
   **dict.fromkeys(('true', 't', '1', 'yes'), True),
@@ -37,7 +59,7 @@ class _Parser(flags.ArgumentParser):
 
   def __init__(self, convert: Callable[[str], Any], expected: str):
     self._convert = convert
-    self._expected = expected
+    self.expected = expected
 
   def parse(self, argument: Any) -> Any:
     if not isinstance(argument, str):
@@ -45,7 +67,7 @@ class _Parser(flags.ArgumentParser):
     try:
       return self._convert(argument)
     except (ValueError, KeyError, OverflowError) as error:
-      raise ValueError(f"'{argument}' is not {self._expected}.") from error
+      raise ValueError(f"'{argument}' is not {self.expected}.") from error
 
 
 def _integer(text: str) -> int:
@@ -57,39 +79,102 @@ def _integer(text: str) -> int:
     return int(float(text))
 
 
-_PARSERS: dict[type, flags.ArgumentParser] = {
+_PARSERS = {
   bool: _Parser(lambda text: _BOOLS[text.lower()], 'true or false'),
   int: _Parser(_integer, 'an integer, such as 700000 or 7e5'),
   float: _Parser(float, 'a number, such as 0.5 or 4e-5'),
-  str: flags.ArgumentParser(),
-  tuple: _Parser(
-    lambda text: tuple(_ITEM.findall(text)), 'a list, such as 64,64'
-  ),
+  str: _Parser(str, 'text'),
 }
-for _type, _parser in _PARSERS.items():
-  config_flags.register_flag_parser_for_type(_type, _parser)
 
 
-def run(main: Callable[[tuple[ConfigDict, epath.Path]], int]) -> NoReturn:
+def _parser(default: Any) -> _Parser:
+  """Returns the parser of a key for the type of its default."""
+  if not isinstance(default, tuple):
+    return _PARSERS[type(default)]
+  item = _PARSERS[type(default[0])]
+  return _Parser(
+    lambda text: tuple(map(item.parse, _ITEM.findall(text))),
+    f'a list with commas, each {item.expected}',
+  )
+
+
+def run(
+  main: Callable[[tuple[ConfigDict, epath.Path]], int], usage: str | None = ''
+) -> NoReturn:
   """Calls main((config, logdir)) and exits with the code that it returns.
 
   A UserError, from the command line or from `main`, becomes the last line on
-  stderr and exit code 1.
+  stderr, after its notes, and exit code 1. So does any other error, after at
+  most ten lines of its traceback in this project and in the user's code. An
+  interruption at the start, with nothing to save, becomes exit code 75.
+
+  The process ends within seconds, also if threads or processes that an
+  environment has started do not.
+
+  Args:
+    main: Returns the exit code.
+    usage: Text with which --help begins.
   """
+  code: Any = 1
+
+  def leave() -> None:
+    _flush()
+    os._exit(_number(code))
+
+  # The first handler runs last, and skips the end of the interpreter: native
+  # threads of libraries abort the process if that ends them.
+  atexit.register(leave)
   try:
-    app.run(main, flags_parser=parse)
-  except UserError as error:
-    sys.stdout.flush()
-    print('error:', *str(error).split(), file=sys.stderr, flush=True)
-    sys.exit(1)
-  raise AssertionError('app.run always exits')
+    app.run(main, flags_parser=functools.partial(parse, usage=usage or ''))
+  except SystemExit as ended:
+    code = ended.code
+  except Interrupted:
+    code = STOPPED
+  except Exception as error:
+    _flush()
+    lines, text = explain(error)
+    if lines:
+      print(lines, file=sys.stderr)
+    print(f'error: {text}', file=sys.stderr, flush=True)
+  _flush()
+  timer = threading.Timer(_PATIENCE, _kill, [code])
+  timer.daemon = True
+  timer.start()
+  sys.exit(code)
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
+def _kill(code: Any) -> None:
+  """Ends the process and its children at once."""
+  import psutil
+
+  for child in psutil.Process().children(recursive=True):
+    with contextlib.suppress(psutil.NoSuchProcess):
+      child.kill()
+  os._exit(_number(code))
+
+
+def _number(code: Any) -> int:
+  """Returns the exit code of a process for that of `sys.exit`."""
+  return code if isinstance(code, int) else int(code is not None)
+
+
+def _flush() -> None:
+  """Flushes stdout. If it is lost, the exit code must not depend on it."""
+  try:
+    if sys.stdout and not sys.stdout.closed:
+      sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse(
+  argv: Sequence[str], usage: str = ''
+) -> tuple[ConfigDict, epath.Path]:
   """Parses and validates a command line.
 
   Args:
     argv: The arguments as in sys.argv, with the program's name first.
+    usage: Text with which --help begins.
 
   Returns:
     The merged configuration, locked, and the directory of the run.
@@ -97,9 +182,15 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
   Raises:
     UserError: The command line has a mistake.
   """
+  if '--version' in argv:
+    print(f'dreamer_tpu {dreamer_tpu.__version__}')
+    sys.exit(0)
   config, rest = parse_config(argv[1:])
-  if any(arg in ('-h', '-help', '--help') for arg in rest):
-    _print_help(config)
+  for arg in rest:
+    if wanted := _HELP.fullmatch(arg):
+      _print_help(config, usage, wanted[1] or '')
+    if arg in ('-print_config', '--print_config'):
+      _print(json.dumps(config.to_dict(), indent=2))
   own = flags.FlagValues()
   flags.DEFINE_string('logdir', None, 'Directory of the run.', own)
   try:
@@ -108,9 +199,11 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, epath.Path]:
     rest = flags.FLAGS([rest[0], '--verbosity=-1', *rest[1:]])
   except flags.UnrecognizedFlagError as error:
     name, keys = error.flagname, (f'config.{key}' for key in flatten(config))
-    near = nearest(name, ['logdir', 'config', *flags.FLAGS, *keys])
+    near = did_you_mean(
+      name, ['logdir', 'config', *flags.FLAGS, *keys], '; did you mean --{}?'
+    )
     raise UserError(
-      f'unknown option --{name}; did you mean --{near}?'
+      f'unknown option --{name}{near or "; --help lists them"}'
     ) from error
   except flags.Error as error:
     raise _as_user_error(error) from error
@@ -140,7 +233,7 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
   """
   values = flags.FlagValues()
   values.set_gnu_getopt()  # Flags may follow other arguments.
-  flags.DEFINE_string('config', DEFAULT_CONFIG, 'FILE[:PRESET,...]', values)
+  flags.DEFINE_string('config', DEFAULT_CONFIG, 'SUITE[:PRESET,...]', values)
   try:
     _, *rest = values(['', *argv], known_only=True)
     config = load(values.config)
@@ -152,40 +245,73 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
 
 
 def load(chosen: str) -> ConfigDict:
-  """Returns the configuration of FILE[:PRESET,...], without overrides.
+  """Returns the configuration of SUITE[:PRESET,...], without overrides.
 
   Args:
-    chosen: A file with a function get_config(presets), relative to the working
-      directory or the project, and presets after a colon.
+    chosen: A suite of this project, or a file with a function
+      get_config(presets), relative to the working directory or the project;
+      and presets after a colon.
 
   Raises:
     UserError: The file or a preset does not exist.
   """
   name, _, presets = chosen.partition(':')
-  paths = pathlib.Path(name), ROOT / name
+  paths = pathlib.Path(name), ROOT / name, ROOT / 'configs' / f'{name}.py'
   found = [x for x in paths if x.suffix == '.py' and x.is_file()]
-  get_config = (
-    runpy.run_path(str(found[0])).get('get_config') if found else None
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())  # For modules that a user's file imports.
+  with _own_configs():
+    get_config = (
+      runpy.run_path(str(found[0])).get('get_config') if found else None
+    )
+    if get_config is None:
+      raise _no_config(chosen, name, bool(found))
+    try:
+      return get_config(presets)
+    except LookupError as error:
+      unknown, *known = error.args
+      raise UserError(
+        f"--config={chosen}: unknown preset '{unknown}'; did you mean "
+        f"'{nearest(unknown, known)}'? Presets: {', '.join(known)}"
+      ) from error
+
+
+@contextlib.contextmanager
+def _own_configs() -> Iterator[None]:
+  """Makes `configs` this project's package, whatever else has that name.
+
+  Folders of that name are common: beside the user's own files, too.
+  """
+
+  def take() -> dict[str, ModuleType]:
+    names = [x for x in sys.modules if x.partition('.')[0] == 'configs']
+    return {name: sys.modules.pop(name) for name in names}
+
+  others = take()
+  spec = importlib.util.spec_from_file_location(
+    'configs', ROOT / 'configs' / '__init__.py'
   )
-  if get_config is None:
-    suites = sorted(
-      f'configs/{path.name}'
-      for path in (ROOT / 'configs').glob('*.py')
-      if 'def get_config' in path.read_text()
-    )
-    missing = 'no function get_config() in' if found else 'no Python file'
-    raise UserError(
-      f"--config={chosen}: {missing} '{name}'; did you mean "
-      f"'{nearest(name, suites)}'? Suites: {', '.join(suites)}"
-    )
+  assert spec
+  sys.modules['configs'] = importlib.util.module_from_spec(spec)
   try:
-    return get_config(presets)
-  except LookupError as error:
-    unknown, *known = error.args
-    raise UserError(
-      f"--config={chosen}: unknown preset '{unknown}'; did you mean "
-      f"'{nearest(unknown, known)}'? Presets: {', '.join(known)}"
-    ) from error
+    yield
+  finally:
+    take()
+    sys.modules.update(others)
+
+
+def _no_config(chosen: str, name: str, found: bool) -> UserError:
+  suites = sorted(
+    path.stem
+    for path in (ROOT / 'configs').glob('*.py')
+    if 'def get_config' in path.read_text()
+  )
+  missing = 'no function get_config() in' if found else 'no suite or file'
+  near = nearest(pathlib.Path(name).stem, suites)
+  return UserError(
+    f"--config={chosen}: {missing} '{name}'; did you mean '{near}'? "
+    f'Suites: {", ".join(suites)}'
+  )
 
 
 def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
@@ -198,25 +324,26 @@ def _override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
       args[-1] += f'={arg}'
     else:
       args.append(arg)
-  for match in filter(None, map(_OVERRIDE.match, args)):
-    if match[1] not in defaults:
-      raise _unknown_key(match[1], defaults)
   values = flags.FlagValues()
   values.set_gnu_getopt()
-  config_flags.DEFINE_config_dict(
-    'config', config, flag_values=values, sys_argv=args
-  )
+  keys = {match[1]: None for match in map(_OVERRIDE.match, args) if match}
+  for key in keys:
+    if key not in defaults:
+      raise _unknown_key(key, defaults)
+    flag: flags.Flag = flags.Flag(
+      _parser(defaults[key]),
+      None,
+      f'config.{key}',
+      None,
+      '',
+      boolean=isinstance(defaults[key], bool),
+    )
+    flags.DEFINE_flag(flag, values)
   _, *rest = values(['', *args], known_only=True)
-  changed = config_flags.get_override_values(values['config'])
-  for key, value in changed.items():
-    if isinstance(value, tuple):
-      item = _PARSERS[type(defaults[key][0])]
-      try:
-        items = tuple(map(item.parse, value))
-      except ValueError as error:
-        text = ','.join(value)
-        raise ValueError(f"--config.{key}='{text}': {error}") from error
-      config.update_from_flattened_dict({key: items})
+  config.update_from_flattened_dict(
+    {key: values[f'config.{key}'].value for key in keys}
+  )
+  config.lock()
   return rest
 
 
@@ -234,16 +361,32 @@ def _unknown_key(key: str, defaults: dict[str, Any]) -> UserError:
       f'--config.{key} is a group of keys; set one of them, such as '
       f'--config.{inside[0]}. Keys: {", ".join(inside)}'
     )
-  near = nearest(key, defaults)
+  near = did_you_mean(key, defaults, '{}')
+  if not near:
+    group = key.rpartition('.')[0]
+    inside = [name for name in defaults if name.rpartition('.')[0] == group]
+    listed = '--help lists all keys'
+    if group and inside:
+      listed = f'keys in {group}: {", ".join(inside)}'
+    return UserError(f'unknown key --config.{key}; {listed}')
   return UserError(
     f'unknown key --config.{key}; did you mean --config.{near}? '
     f'(its value here: {defaults[near]!r})'
   )
 
 
-def _print_help(config: ConfigDict) -> NoReturn:
-  print((sys.modules['__main__'].__doc__ or '').strip())
-  print('\nKeys, with their values in the chosen configuration:')
-  for key, value in flatten(config).items():
-    print(f'  --config.{key}={value}')
+def _print_help(config: ConfigDict, usage: str, group: str) -> NoReturn:
+  entries = reference.read(ROOT / 'configs' / 'base.py')
+  keys = reference.show(config, entries, group)
+  head = [
+    usage.strip(),
+    '\nOptions, with their values in the chosen configuration:',
+  ]
+  _print('\n'.join(keys if group else [*head, *keys]))
+
+
+def _print(text: str) -> NoReturn:
+  """Prints a text and ends the program, even if nobody reads all of it."""
+  with contextlib.suppress(BrokenPipeError):
+    print(text.strip())
   sys.exit(0)

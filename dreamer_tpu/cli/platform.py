@@ -1,14 +1,20 @@
-"""Chooses JAX's platform, its number format, and the memory pages of a CPU."""
+"""Chooses JAX's platform, number format, cache and memory pages."""
 
 import glob
+import hashlib
 import importlib.metadata
 import os
 import pathlib
+import platform
 import sys
+
+import dreamer_tpu
+from dreamer_tpu.errors import UserError
 
 _GOOGLE = '0x1ae0'
 _TUNABLES = 'GLIBC_TUNABLES'
 _HUGE = 'glibc.malloc.hugetlb=1'
+_CACHE_BYTES = str(10 * 2**30)
 _DEVICES = ('accel*', 'vfio/*', 'nvidia*', 'kfd', 'dri/*', 'dxg')
 
 
@@ -16,17 +22,30 @@ def choose() -> None:
   """Selects the CPU on Linux machines that have no accelerator.
 
   JAX would select it as well, but an installed libtpu prints a page of errors
-  first. Call this before JAX is imported. JAX_PLATFORMS takes precedence.
+  first. Call this before JAX is used. JAX_PLATFORMS takes precedence.
   """
   if sys.platform == 'linux' and not _may_have_accelerator():
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    chosen = os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    # If it is imported, it has read the variable.
+    if (jax := sys.modules.get('jax')) and jax.config.jax_platforms is None:
+      jax.config.update('jax_platforms', chosen)
 
 
-def compute_dtype(name: str, platform: str) -> str:
+def versions() -> str:
+  """Returns the versions that a run depends on; imports JAX."""
+  import jax
+
+  return (
+    f'dreamer_tpu {dreamer_tpu.__version__} with JAX {jax.__version__} on '
+    f'Python {platform.python_version()}'
+  )
+
+
+def compute_dtype(name: str, backend: str) -> str:
   """Returns the dtype of layers: `dtype.compute`, with 'auto' resolved."""
   if name != 'auto':
     return name
-  return 'float32' if platform == 'cpu' else 'bfloat16'
+  return 'float32' if backend == 'cpu' else 'bfloat16'
 
 
 def use_huge_pages() -> None:
@@ -48,6 +67,54 @@ def use_huge_pages() -> None:
     os.environ[_TUNABLES] = ':'.join(filter(None, (tunables, _HUGE)))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_cache(setting: str) -> None:
+  """Keeps compiled programs between runs, so that a restart takes seconds.
+
+  Call this before JAX is imported. JAX_COMPILATION_CACHE_DIR takes precedence.
+
+  Args:
+    setting: A folder or `gs://bucket/path`; 'auto' for one in the user's cache
+      folder; 'off'.
+
+  Raises:
+    UserError: The folder cannot be created.
+  """
+  if setting == 'off' or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  path = setting
+  if setting == 'auto':
+    base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    path = os.path.join(base, 'dreamer_tpu', 'jax')
+  if '://' not in path:
+    # A program for the CPU holds instructions of this one.
+    path = os.path.join(path, f'cpu-{_cpu()}')
+    try:
+      os.makedirs(path, exist_ok=True)
+    except OSError as error:
+      if setting == 'auto':
+        return
+      raise UserError(
+        f"jax.cache='{setting}' cannot be written ({error.strerror}); name "
+        "another folder, or 'off'."
+      ) from error
+    if not os.access(path, os.W_OK):
+      return
+    os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', _CACHE_BYTES)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = path
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
+
+def _cpu() -> str:
+  """Returns a short name of the kind of CPU and its instruction sets."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    text = platform.processor()
+  lines = {x for x in text.splitlines() if x.startswith(('flags', 'Features'))}
+  named = ' '.join([platform.machine(), *sorted(lines)])
+  return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 def has_tpu() -> bool:

@@ -5,8 +5,11 @@ are known.
 """
 
 import fnmatch
+import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from math import inf
 from typing import Any
@@ -17,6 +20,7 @@ from dreamer_tpu.errors import UserError, nearest
 
 CHOICES: dict[str, tuple[Any, ...]] = {
   'script': ('train', 'train_eval', 'eval_only', 'parallel'),
+  'run.from_checkpoint_mismatch': ('error', 'fresh'),
   'policy.device': ('shared', 'reserved', 'cpu'),
   'policy.mode': ('mode', 'sample', 'random'),
   'policy.eval_mode': ('mode', 'sample', 'random'),
@@ -24,11 +28,21 @@ CHOICES: dict[str, tuple[Any, ...]] = {
   'dtype.compute': ('auto', 'bfloat16', 'float32'),
   'dtype.param': ('float32',),
   'agent.opt.schedule': ('constant', 'linear', 'cosine'),
-  'metrics.outputs': ('log', 'jsonl', 'tensorboard', 'wandb'),
+  'metrics.outputs': ('log', 'jsonl', 'tensorboard', 'scope', 'wandb'),
   'env.stepping': ('auto', 'workers', 'serial'),
   'env.atari.actions': ('all', 'minimal'),
+  'env.atari.lives': ('unused', 'discount', 'reset'),
+  'env.atari.resize': ('opencv', 'pillow'),
   'env.atari.pool': (1, 2),
+  'env.procgen.mode': ('easy', 'hard', 'extreme', 'memory', 'exploration'),
 }
+
+REGEXES = (
+  'run.from_checkpoint_regex',
+  'agent.encoder.keys',
+  'agent.decoder.keys',
+  'env.keys',
+)
 
 # Minimum and maximum by key; `*` stands for any part of it. The first pattern
 # that matches counts. All other numbers are at least 0.
@@ -42,12 +56,14 @@ RANGES: dict[str, tuple[float, float]] = {
   'run.*envs': (1, inf),
   'run.eval_eps': (1, inf),
   'run.report_batches': (1, inf),
+  'distributed.heartbeat_port': (0, 65535),
   'distributed.silence': (3, inf),
   'distributed.*timeout': (1, inf),
   'distributed.*process*': (-1, inf),
   'mesh.*': (-1, inf),
   'replay.*size': (1, inf),
   'replay.fracs.*': (0, 1),
+  'replay.keep_imported': (0, 1),
   'replay.prio.maxfrac': (0, 1),
   'policy.publish_every': (1, inf),
   'agent.*.unimix': (0, 1),
@@ -71,8 +87,9 @@ RANGES: dict[str, tuple[float, float]] = {
   'checkpoint.keep': (1, inf),
   'checkpoint.timeout': (1, inf),
   'env.atari.sticky': (0, 1),
-  'env.dmc.camera': (-1, inf),
+  'env.*.camera': (-1, inf),
   'env.*.repeat': (1, inf),
+  'env.unroll': (1, inf),
 }
 
 
@@ -88,6 +105,8 @@ def validate(config: Any) -> None:
   for key, value in flatten(config).items():
     if key in CHOICES:
       _check_choice(key, value, CHOICES[key])
+    elif key in REGEXES:
+      _check_regex(key, value)
     elif isinstance(value, (int, float)):
       _check_number(key, value)
   _check_suite(config)
@@ -100,19 +119,16 @@ def validate(config: Any) -> None:
     "script='eval_only' needs an agent; name the logdir of a run, or a public "
     'checkpoint, with --config.run.from_checkpoint=DIR.',
   )
+  _require(
+    config.jax.cache,
+    "jax.cache='' names no folder; use 'auto', 'off' or a path.",
+  )
   updates = re.fullmatch(r'(\d+):(\d+)', run.profile)
   _require(
     not run.profile or (updates and int(updates[1]) < int(updates[2])),
     f"run.profile='{run.profile}' is not a range of updates, such as "
     "'100:120'.",
   )
-  try:
-    re.compile(run.from_checkpoint_regex)
-  except re.error as error:
-    raise UserError(
-      f"run.from_checkpoint_regex='{run.from_checkpoint_regex}' is not a "
-      f'regular expression: {error}.'
-    ) from error
 
 
 def pattern_of(key: str) -> str:
@@ -134,6 +150,15 @@ def _check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
       f"{key}='{item}' is unknown{near if len(names) > 1 else '.'} Choices: "
       f'{", ".join(names)}',
     )
+
+
+def _check_regex(key: str, value: str) -> None:
+  try:
+    re.compile(value)
+  except re.error as error:
+    raise UserError(
+      f"{key}='{value}' is not a regular expression: {error}."
+    ) from error
 
 
 def _check_number(key: str, value: float) -> None:
@@ -162,13 +187,54 @@ def _check_suite(config: Any) -> None:
   )
   group = config.env[suite]
   _require(
-    suite != 'dmc' or group.image or group.proprio,
-    'env.dmc.image=False with env.dmc.proprio=False leaves no observation; set '
-    'one of them to True.',
+    'proprio' not in group or group.image or group.proprio,
+    f'env.{suite}.image=False with env.{suite}.proprio=False leaves no '
+    'observation; set one of them to True.',
   )
-  if 'size' in group and group.get('image', True):
-    stages = len(config.agent.encoder.mults)
-    image_size.grid(f'env.{suite}.size={group.size}', group.size, stages)
+  folder = group.get('folder', '')
+  _require(
+    '://' not in folder,
+    f"env.{suite}.folder='{folder}' must be a local folder.",
+  )
+  if 'python' in group:
+    _check_python(f'env.{suite}.python', group.python)
+  if 'kwargs' in group:
+    _check_json(f'env.{suite}.kwargs', group.kwargs)
+  stages = len(config.agent.encoder.mults)
+  size = group.get('size', ())
+  if suite == 'gym':
+    size = _check_free_size('env.gym.size', size)
+  if any(size) and group.get('image', True):
+    image_size.grid(f'env.{suite}.size={size}', size, stages)
+
+
+def _check_python(key: str, path: str) -> None:
+  _require(
+    not path or shutil.which(os.path.expanduser(path)),
+    f"{key}='{path}' is no program; name a Python, such as "
+    "/path/to/venv/bin/python, or '' for the one that trains.",
+  )
+
+
+def _check_free_size(key: str, items: Any) -> tuple[int, ...]:
+  """Returns a size of images, (0, 0) for 'auto'."""
+  try:
+    return image_size.parse(items) or (0, 0)
+  except ValueError:
+    value = ','.join(map(str, items))
+    raise UserError(
+      f"{key}='{value}' is not a height and a width, such as 64,64, nor auto."
+    ) from None
+
+
+def _check_json(key: str, text: str) -> None:
+  try:
+    valid = isinstance(json.loads(text), dict)
+  except ValueError:
+    valid = False
+  _require(
+    valid, f"{key}='{text}' is not a JSON object, such as '{{\"level\": 3}}'."
+  )
 
 
 def _check_mesh(mesh: Any) -> None:

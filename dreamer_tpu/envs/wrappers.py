@@ -1,186 +1,182 @@
-"""Wrapper chain of every environment of every suite.
+"""Wrappers that every environment of every suite gets.
 
-`wrap` returns an environment with the spaces of `conversion.py`, which checks
-every value that it returns.
+They have the spaces of `conversion.Conversion`, and check every value that an
+environment returns.
 """
 
-import os
-import traceback
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Dict
 
-from dreamer_tpu.envs import conversion
+from dreamer_tpu.envs.conversion import DEFAULT, Conversion, Rules
+from dreamer_tpu.envs.observations import LOG
+from dreamer_tpu.envs.restarting import RESTARTED
+from dreamer_tpu.envs.vector import TERMINAL
 from dreamer_tpu.errors import UserError
 
+_LARGEST = float(np.finfo(np.float32).max)  # As rewards are stored.
 
-def wrap(env: gymnasium.Env, task: str, index: int = 0) -> gymnasium.Wrapper:
-  """Returns the environment with flat Dict spaces of the agent's kinds.
+_RESET = ('observation', 'info')
+_STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
+
+
+class Converted(gymnasium.Wrapper):
+  """An environment with flat Dict spaces of the kinds of the agent.
+
+  Rewards are floats, and infos have only log/... scalars. A value that does not
+  fit raises a UserError.
 
   Args:
     env: Any Gymnasium environment.
-    task: Name of the task, for messages.
-    index: Number of the environment, for messages.
+    rules: Options of the conversion.
 
-  Returns:
-    An environment with the observation and action spaces of `conversion.py`,
-    float rewards, and only log/... scalars in its infos. Its errors are
-    one-line RuntimeErrors or UserErrors.
+  Attributes:
+    conversion: Conversion of its spaces.
 
   Raises:
     UserError: The agent cannot take a space.
   """
-  try:
-    acting = _DictAction(env)
-    wrapped = _DictObservation(acting, index)
-    conversion.check_names(wrapped.spaces, acting.spaces)
-  except UserError as error:
-    raise UserError(f'task {task}: {error}') from error
-  return wrapped
+
+  def __init__(self, env: gymnasium.Env, rules: Rules = DEFAULT):
+    super().__init__(env)
+    spaces = env.observation_space, env.action_space
+    self.conversion = Conversion(*spaces, rules)
+    self.observation_space = Dict(self.conversion.obs_space)
+    self.action_space = Dict(self.conversion.act_space)
+
+  def reset(self, *, seed=None, options=None):
+    """Starts an episode."""
+    result = self.env.reset(seed=seed, options=options)
+    obs, info = _unpack('reset', result, _RESET)
+    return self.conversion.observation(obs), self._logs(info)
+
+  def step(self, action):
+    """Takes a step with an action of the agent."""
+    action = self.conversion.action(action)
+    result = self.env.step(action)
+    obs, reward, terminated, truncated, info = _unpack('step', result, _STEP)
+    reward = _scalar('the reward', reward)
+    if not abs(reward) <= _LARGEST:  # False for NaN.
+      raise UserError(f'the reward is {reward}, not a finite float32')
+    over = bool(_scalar("'terminated'", terminated))
+    cut = bool(_scalar("'truncated'", truncated))
+    obs = self.conversion.observation(obs)
+    return obs, reward, over, cut, self._logs(info)
+
+  def _logs(self, info: Any) -> dict[str, float]:
+    if not isinstance(info, Mapping):
+      return {}
+    return {
+      name: value
+      for name, given in info.items()
+      if isinstance(name, str)
+      and name.startswith(LOG)
+      and name not in self.conversion.obs_space
+      and (value := _number(given)) is not None
+    }
 
 
-def located(error: Exception, index: int, prefix: str = '') -> Exception:
-  """Returns the error as one line that names the environment and the code.
+class ConvertedVector(gymnasium.vector.VectorWrapper):
+  """A vector environment with the spaces of `Converted`.
 
   Args:
-    error: The exception as caught.
-    index: Number of the environment.
-    prefix: First words of the line.
+    env: Any vector environment.
+    rules: Options of the conversion.
+
+  Attributes:
+    conversion: Conversion of the spaces of one environment.
   """
-  text = ' '.join(str(error).split())
-  if isinstance(error, UserError):
-    return UserError(f'{prefix}environment {index}: {text}')
-  frame = traceback.extract_tb(error.__traceback__)[-1]
-  return RuntimeError(
-    f'{prefix}environment {index} ({os.path.basename(frame.filename)}:'
-    f'{frame.lineno}): {type(error).__name__}: {text}'
+
+  def __init__(self, env: Any, rules: Rules = DEFAULT):
+    super().__init__(env)
+    spaces = env.single_observation_space, env.single_action_space
+    self.conversion = Conversion(*spaces, rules)
+    self.single_observation_space = Dict(self.conversion.obs_space)
+    self.single_action_space = Dict(self.conversion.act_space)
+
+  def reset(self, *, seed=None, options=None):
+    """Starts an episode of each environment."""
+    obs, info = self.env.reset(seed=seed, options=options)
+    return self._observation(obs), self._logs(info)
+
+  def _logs(self, info: Any) -> dict[str, np.ndarray]:
+    """Returns log/... numbers [N], and bool [N] by the names of Gymnasium."""
+    result: dict[str, np.ndarray] = {}
+    for name, value in info.items() if isinstance(info, Mapping) else ():
+      if name in (TERMINAL, RESTARTED) or str(name).startswith(f'_{LOG}'):
+        dtype: Any = bool
+      elif str(name).startswith(LOG):
+        dtype = np.float32
+      else:
+        continue
+      with contextlib.suppress(ValueError, TypeError, OverflowError):
+        result[str(name)] = np.asarray(value, dtype).reshape(self.num_envs)
+    return result
+
+  def step(self, actions):
+    """Takes a step of each environment."""
+    actions = self.conversion.action(actions, 1)
+    obs, reward, terminated, truncated, info = self.env.step(actions)
+    reward, over, cut = (
+      np.asarray(x, dtype).reshape(self.num_envs)
+      for x, dtype in ((reward, float), (terminated, bool), (truncated, bool))
+    )
+    fits = np.abs(reward) <= _LARGEST
+    if not fits.all():
+      raise UserError(f'the reward is {reward[~fits][0]}, not a finite float32')
+    return self._observation(obs), reward, over, cut, self._logs(info)
+
+  def _observation(self, obs: Any) -> dict[str, np.ndarray]:
+    # Copied, as an environment may write the next ones into the same arrays.
+    seen = self.conversion.observation(obs, 1)
+    return {key: np.array(value) for key, value in seen.items()}
+
+
+class FirstSeed(gymnasium.vector.VectorWrapper):
+  """Hands a vector environment one seed, which it derives the others from."""
+
+  def reset(self, *, seed=None, options=None):
+    """Starts an episode of each environment; `seed` is None or a list."""
+    return self.env.reset(seed=seed[0] if seed else None, options=options)
+
+
+def _unpack(method: str, result: Any, names: tuple[str, ...]) -> Any:
+  """Returns the parts of what an environment returned."""
+  if isinstance(result, (tuple, list)) and len(result) == len(names):
+    return result
+  given = type(result).__name__
+  if isinstance(result, tuple):
+    given = f'{len(result)} values'
+  raise UserError(
+    f'{method}() returned {given} instead of ({", ".join(names)}), as '
+    "Gymnasium's environments do; wrap one of the old Gym interface, for "
+    'example by shimmy.GymV21CompatibilityV0'
   )
 
 
-class _DictAction(gymnasium.ActionWrapper):
-  """Maps a flat dict of the agent's actions to the environment's action."""
-
-  def __init__(self, env: gymnasium.Env):
-    super().__init__(env)
-    leaves = conversion.flatten(env.action_space, 'action')
-    self._convert = {}
-    self.spaces: dict[str, gymnasium.Space] = {}
-    for name, space in leaves.items():
-      parts, self._convert[name] = conversion.action_leaf(name, space)
-      self.spaces |= parts
-    self.action_space = Dict(self.spaces)
-
-  def action(self, action: dict[str, np.ndarray]) -> Any:
-    return self._build(self.env.action_space, action, 'action')
-
-  def _build(self, space: gymnasium.Space, action: dict, path: str) -> Any:
-    if not isinstance(space, Dict):
-      return self._convert[path](action)
-    prefix = '' if space is self.env.action_space else f'{path}/'
-    return {
-      name: self._build(child, action, f'{prefix}{name}')
-      for name, child in space.spaces.items()
-    }
-
-
-class _DictObservation(gymnasium.Wrapper):
-  """Returns flat dicts of the agent's observations; checks every value."""
-
-  def __init__(self, env: gymnasium.Env, index: int):
-    super().__init__(env)
-    self._index = index
-    self._given = env.observation_space
-    image = conversion.is_image(self._given)
-    self._key = 'image' if image else 'vector'
-    self._convert = {}
-    self.spaces: dict[str, gymnasium.Space] = {}
-    for name, space in conversion.flatten(self._given, self._key).items():
-      leaf, self._convert[name] = conversion.observation_leaf(name, space)
-      self.spaces[name] = leaf
-    self.observation_space = Dict(self.spaces)
-
-  def reset(self, *, seed=None, options=None):
-    try:
-      obs, info = self.env.reset(seed=seed, options=options)
-      return self._observation(obs), self._logs(info)
-    except Exception as error:
-      raise located(error, self._index) from error
-
-  def step(self, action):
-    try:
-      obs, reward, terminated, truncated, info = self.env.step(action)
-      reward = float(reward)
-      if not np.isfinite(reward):
-        raise UserError(f'the reward is {reward}')
-      obs = self._observation(obs)
-      return obs, reward, bool(terminated), bool(truncated), self._logs(info)
-    except Exception as error:
-      raise located(error, self._index) from error
-
-  def _observation(self, value: Any) -> dict[str, np.ndarray]:
-    name = ''
-    try:
-      parts = conversion.flatten_value(self._given, value, self._key)
-      result = {}
-      for name, part in parts.items():
-        result[name] = self._convert[name](part)
-      return result
-    except (ValueError, TypeError) as error:
-      which = f'observation {name!r}' if name else 'the observation'
-      raise UserError(f'{which} {error}') from error
-
-  def _logs(self, info: dict[str, Any]) -> dict[str, float]:
-    return {
-      name: float(value)
-      for name, value in info.items()
-      if name.startswith(conversion.LOG)
-      and name not in self.spaces
-      and np.ndim(value) == 0
-    }
-
-
-class ResizeImages(gymnasium.ObservationWrapper):
-  """Resizes uint8 images, alone or in a Dict."""
-
-  def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
-    super().__init__(env)
-    self._size = size[0], size[1]
-    self._given = env.observation_space
-    self.observation_space = self._space(self._given)
-
-  def observation(self, observation: Any) -> Any:
-    """Returns the observation with resized images."""
-    return self._resize(self._given, observation)
-
-  def _space(self, space: gymnasium.Space) -> gymnasium.Space:
-    if isinstance(space, Dict):
-      return Dict({k: self._space(v) for k, v in space.spaces.items()})
-    if not conversion.is_image(space):
-      return space
-    return conversion.image_space((*self._size, *(space.shape or ())[2:]))
-
-  def _resize(self, space: gymnasium.Space, value: Any) -> Any:
-    if isinstance(space, Dict):
-      return {k: self._resize(v, value[k]) for k, v in space.spaces.items()}
-    return resize(value, self._size) if conversion.is_image(space) else value
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes uint8 [H, W] or [H, W, C] to (height, width), antialiased."""
-  from PIL import Image
-
-  image = np.asarray(image)
-  if image.shape[:2] == tuple(size):
-    return image
-  planes = image.reshape((*image.shape[:2], -1))
-  resized = [
-    np.asarray(
-      Image.fromarray(np.ascontiguousarray(planes[..., i])).resize(
-        (size[1], size[0]), Image.Resampling.BILINEAR
-      )
+def _scalar(name: str, value: Any) -> float:
+  """Returns a number or an array of one element as a float."""
+  if isinstance(value, (float, bool)):
+    return float(value)
+  number = _number(value)
+  if number is None:
+    shape = f' of shape {np.shape(value)}' if np.ndim(value) else ''
+    raise UserError(
+      f'{name} is {type(value).__name__}{shape} {str(value)[:50]!r}; '
+      'it must be one number'
     )
-    for i in range(planes.shape[-1])
-  ]
-  return np.stack(resized, -1).reshape((*size, *image.shape[2:]))
+  return number
+
+
+def _number(value: Any) -> float | None:
+  """Returns a number or an array of one element as a float, None for others."""
+  with contextlib.suppress(ValueError, TypeError, OverflowError):
+    array = np.asarray(value)
+    # Decimals and fractions are objects.
+    if array.size == 1 and array.dtype.kind in 'biufO':
+      return float(array.item())
+  return None

@@ -28,12 +28,14 @@ class Consensus(NamedTuple):
     steps: Agent steps of all hosts since the previous call.
     ready: Whether every host's replay holds enough data to train.
     stop: Whether any host was asked to stop.
+    save: Whether any host was asked to save.
     now: Seconds since the start of the run on the clock of process 0.
   """
 
   steps: int
   ready: bool
   stop: bool
+  save: bool
   now: float
 
 
@@ -43,9 +45,13 @@ class HostSync:
   Every method launches a collective: all hosts must call the same methods in
   the same order, from the main thread. With one host nothing is exchanged. A
   host that dies while others wait for it is noticed by `Heartbeat`.
+
+  Attributes:
+    index: Number of this host.
   """
 
   def __init__(self) -> None:
+    self.index = jax.process_index()
     self._count = jax.process_count()
     self._previous = time.monotonic()
     self._now = 0.0
@@ -98,7 +104,9 @@ class HostSync:
     """Waits until all hosts get here; after the timeout, ends the process."""
     self.gather(None, name=name, timeout=timeout)
 
-  def agree(self, steps: int, ready: bool, stop: bool) -> Consensus:
+  def agree(
+    self, steps: int, ready: bool, stop: bool, save: bool = False
+  ) -> Consensus:
     """Exchanges counters and flags without waiting for the network.
 
     With several hosts, returns what the hosts passed to the previous call.
@@ -107,13 +115,14 @@ class HostSync:
       steps: Agent steps of this host since the previous call.
       ready: Whether its replay holds enough data to train.
       stop: Whether it was asked to stop.
+      save: Whether it was asked to save.
     """
-    row = self._row(steps, ready, stop)
+    row = self._row(steps, ready, stop, save)
     if self._count == 1:
       return self._consensus(row[None])
     previous, self._pending = self._pending, self._launch(row)
     if previous is None:
-      return Consensus(0, False, False, self._now)
+      return Consensus(0, False, False, False, self._now)
     return self._consensus(arrays.to_host(previous))
 
   def drain(self, steps: int) -> int:
@@ -124,21 +133,27 @@ class HostSync:
     """
     if self._count == 1:
       return steps
-    pending = [self._pending, self._launch(self._row(steps, False, False))]
+    pending = [self._pending, self._launch(self._row(steps))]
     self._pending = None
     rows = [arrays.to_host(x) for x in pending if x is not None]
     return sum(self._consensus(row).steps for row in rows)
 
-  def _row(self, steps: int, ready: bool, stop: bool) -> np.ndarray:
+  def _row(self, steps: int, *flags: bool) -> np.ndarray:
     elapsed = time.monotonic() - self._previous
     microseconds = min(int(elapsed * 1e6), np.iinfo(np.int32).max)
     self._previous += microseconds / 1e6
-    return np.array([steps, ready, stop, microseconds], np.int32)
+    ready, stop, save = flags or (False, False, False)
+    return np.array([microseconds, steps, ready, stop, save], np.int32)
 
   def _consensus(self, rows: np.ndarray) -> Consensus:
-    self._now += int(rows[0, 3]) / 1e6
-    steps, ready, stop = rows[:, 0].sum(), rows[:, 1].all(), rows[:, 2].any()
-    return Consensus(int(steps), bool(ready), bool(stop), self._now)
+    self._now += int(rows[0, 0]) / 1e6
+    return Consensus(
+      steps=int(rows[:, 1].sum()),
+      ready=bool(rows[:, 2].all()),
+      stop=bool(rows[:, 3].any()),
+      save=bool(rows[:, 4].any()),
+      now=self._now,
+    )
 
   def _exchange(self, row: np.ndarray) -> np.ndarray:
     return arrays.to_host(self._launch(row))

@@ -31,8 +31,4 @@ class Publisher:
     interval = 1 if now else self._every
     if self._published is None or update - self._published >= interval:
       self._policy.params = self._learner.publish(self._policy.device)
-      self._published = update
-
-  def staleness(self, update: int) -> int:
-    """Counts the updates that the policy does not have yet."""
-    return update - (self._published or 0)
+      self._policy.version = self._published = update

@@ -24,6 +24,7 @@ _PEAKS = (
   ('TPU v5', 459e12),
   ('TPU v6 lite', 918e12),
   ('TPU v6e', 918e12),
+  ('TPU7x', 1153.5e12),  # A device is half a chip.
   ('NVIDIA A100', 312e12),
   ('NVIDIA H100 PCIe', 756e12),
   ('NVIDIA H100', 989e12),

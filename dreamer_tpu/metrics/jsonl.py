@@ -1,10 +1,10 @@
 """JSON lines files that survive crashes and resumes."""
 
 import contextlib
+import errno
 import json
 import math
-import tempfile
-import threading
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,66 +19,97 @@ _UPLOAD_EVERY = 60.0
 
 
 class JsonLines:
-  """Appends objects to a file, one per line.
+  """Target of lines: a file of JSON objects.
 
   Each line of a local file is written at once, so that readers and crashes see
   whole lines. An object store (`gs://`) only accepts whole files: lines are
-  collected in a local file and uploaded once a minute and when closed.
+  collected and uploaded once a minute and at the end.
 
   Args:
     path: File to append to. Incomplete lines in it are dropped.
     last_step: Lines with a larger "step" are dropped; None keeps all.
-    submit: Runs an upload in the background.
     clock: Monotonic time in seconds.
+
+  Raises:
+    OSError: The file cannot be written.
   """
 
   def __init__(
     self,
     path: epath.PathLike,
     last_step: int | None,
-    submit: Callable[..., None],
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._path = epath.Path(path)
-    self._submit = submit
     self._clock = clock
-    self._lock = threading.RLock()
-    self._remote = not is_local(path)
     self._uploaded = clock()
-    kept = trim(self._path, last_step)
-    if self._remote:
-      self._file = tempfile.TemporaryFile()  # noqa: SIM115
-      self._file.write(kept)
-    else:
-      self._file = self._path.open('ab')
+    self._content = bytearray(trim(self._path, last_step))
+    self._file: int | None = None
+    self._local = is_local(path)
+    if self._local:
+      self._content.clear()
+      self._file = self._open()
 
-  def append(self, values: Mapping[str, Any]) -> None:
-    """Appends an object.
+  def write(self, item: bytes) -> None:
+    """Appends a line, or nothing.
 
     Args:
-      values: JSON types and NumPy scalars. NaN and infinity become null.
+      item: Line with its end, from `line`.
+
+    Raises:
+      OSError: The line cannot be written. The next try opens the file anew.
     """
-    plain = {name: _plain(value) for name, value in values.items()}
-    line = json.dumps(plain, allow_nan=False).encode() + b'\n'
-    with self._lock:
-      self._file.write(line)
-      if not self._remote:
-        self._file.flush()
-      elif self._clock() - self._uploaded > _UPLOAD_EVERY:
-        self._uploaded = self._clock()
-        self._submit(self._upload)
+    if self._local:
+      self._append(item)
+      return
+    self._content += item
+    if self._clock() - self._uploaded > _UPLOAD_EVERY:
+      try:
+        self._path.write_bytes(self._content)
+      except BaseException:
+        del self._content[-len(item) :]
+        raise
+      self._uploaded = self._clock()
 
   def close(self) -> None:
-    """Uploads the last lines, and closes the file."""
-    if self._remote:
-      self._upload()
-    self._file.close()
+    """Uploads the last lines, or closes the file."""
+    if not self._local:
+      self._path.write_bytes(self._content)
+    elif self._file is not None:
+      os.close(self._file)
 
-  def _upload(self) -> None:
-    with self._lock:
-      self._file.seek(0)
-      content = self._file.read()
-    self._path.write_bytes(content)
+  def _open(self) -> int:
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+  def _append(self, line: bytes) -> None:
+    if self._file is None:
+      self._file = self._open()
+    try:
+      status = os.fstat(self._file)
+      if not status.st_nlink:
+        raise FileNotFoundError(errno.ENOENT, 'the file was removed')
+      rest = memoryview(line)
+      try:
+        while rest:
+          rest = rest[os.write(self._file, rest) :]
+      except OSError:
+        os.ftruncate(self._file, status.st_size)
+        raise
+    except OSError:
+      file, self._file = self._file, None
+      os.close(file)
+      raise
+
+
+def line(values: Mapping[str, Any]) -> bytes:
+  """Returns a line of JSON.
+
+  Args:
+    values: JSON types and NumPy scalars. NaN and infinity become null.
+  """
+  plain = {name: _plain(value) for name, value in values.items()}
+  return json.dumps(plain, allow_nan=False).encode() + b'\n'
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
+
+from dreamer_tpu import paths
 
 
 class Profiler:
@@ -54,10 +57,16 @@ class Profiler:
 
   def close(self) -> None:
     """Ends the current trace, if any."""
-    if self._tracing:
-      self._tracing = False
+    if not self._tracing:
+      return
+    self._tracing = False
+    try:
       jax.profiler.stop_trace()
-      self._log_status(f'Wrote the trace to {self._logdir}/plugins/profile.')
+    except (OSError, RuntimeError) as error:
+      reason = paths.describe(error, self._logdir)
+      logging.warning('The trace cannot be written (%s).', reason)
+      return
+    self._log_status(f'Wrote the trace to {self._logdir}/plugins/profile.')
 
   def __enter__(self) -> 'Profiler':
     return self

@@ -1,10 +1,58 @@
-"""Memory and CPU usage of the process and its children."""
+"""Memory and CPU usage of the process and its children, and their limit."""
 
 import contextlib
+import ctypes
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
+
+
+def release_memory() -> None:
+  """Returns freed memory to the system, such as that of a compiler.
+
+  Only the C library of GNU/Linux can do so.
+  """
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
+
+
+def memory_limit(
+  mounted: pathlib.Path = pathlib.Path('/sys/fs/cgroup'),
+  own: pathlib.Path = pathlib.Path('/proc/self/cgroup'),
+) -> tuple[int, str]:
+  """Returns the memory of this process and its children at most.
+
+  Args:
+    mounted: Mount point of the control groups, of version 1 or 2.
+    own: File that names the groups of this process.
+
+  Returns:
+    Bytes, and whether the limit is that of the 'machine' or of a 'cgroup'.
+  """
+  total = psutil.virtual_memory().total
+  limits = [int(x) for x in _group_limits(mounted, own) if x.isdecimal()]
+  return min([(total, 'machine'), *((x, 'cgroup') for x in limits)])
+
+
+def _group_limits(mounted: pathlib.Path, own: pathlib.Path) -> Iterator[str]:
+  """Yields the limits of the groups of a process and of their ancestors."""
+  for line in own.read_text().splitlines() if own.exists() else ():
+    _, controllers, path = line.split(':', 2)
+    if controllers == '':
+      root, name = mounted, 'memory.max'
+    elif 'memory' in controllers.split(','):
+      root, name = mounted / 'memory', 'memory.limit_in_bytes'
+    else:
+      continue
+    group = root / path.lstrip('/')
+    for folder in (group, *group.parents):
+      with contextlib.suppress(OSError):
+        yield (folder / name).read_text().strip()
+      if folder == root:
+        break
 
 
 class Usage:

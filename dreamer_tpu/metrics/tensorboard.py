@@ -5,138 +5,85 @@ conflicts with that of Mesa, which renders environments, its import takes
 seconds, and it reserves the memory of every visible GPU.
 """
 
-import atexit
-import contextlib
-import importlib.util
-import multiprocessing
+import errno
 import os
-import signal
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from dreamer_tpu.config import flatten
-from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
+from dreamer_tpu.metrics.process import Process
+from dreamer_tpu.paths import is_local
+
+_FILES = 'events.out.tfevents.*'
 
 
 class TensorBoard:
-  """Writes metrics to event files, in the background.
+  """Target of metrics: event files, written by another process.
 
-  Methods queue calls of `_EventFiles` in the writer process. Errors there are
-  raised on the background thread.
+  After a failure, the next event file begins with the metrics that the
+  process did not confirm.
 
   Args:
     logdir: Directory of the event files.
-    submit: Runs a function with its arguments on the background thread.
     last_step: Events of earlier files after this step are dropped; None keeps
       all.
-
-  Raises:
-    UserError: A package is missing.
   """
 
-  def __init__(
-    self,
-    logdir: epath.PathLike,
-    submit: Callable[..., None],
-    last_step: int | None,
-  ) -> None:
-    for name in ('clu', 'tensorflow', 'tensorboard'):
-      if importlib.util.find_spec(name) is None:
-        raise UserError(
-          f"metrics.outputs: 'tensorboard' needs the package {name!r}, which "
-          "is not installed; install it or use outputs ('log', 'jsonl')"
-        )
-    self._submit = submit
-    context = multiprocessing.get_context('spawn')
-    self._pipe, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_writer_main,
-      args=(theirs, os.fspath(logdir), last_step),
-      name='tensorboard',
-      daemon=True,
-    )
-    self._process.start()
-    theirs.close()
-    # Multiprocessing would send SIGTERM at exit, which the writer ignores.
-    atexit.register(self._pipe.close)
+  def __init__(self, logdir: epath.PathLike, last_step: int | None) -> None:
+    self._logdir = os.fspath(logdir)
+    self._process = Process(_EventFiles, self._logdir, last_step)
 
-  def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Queues metrics, see `Writers.write`. Arrays must not change later."""
-    self._submit(self._call, 'write', step, metrics)
+  def write(self, item: tuple[str, Any]) -> None:
+    """Writes ('metrics', (step, metrics)) or ('hparams', configuration).
 
-  def write_hparams(self, config: Mapping[str, Any]) -> None:
-    """Queues a configuration as the hyperparameters of the run."""
-    values = {
-      key: value if isinstance(value, (bool, int, float, str)) else str(value)
-      for key, value in flatten(config).items()
-    }
-    self._submit(self._call, 'write_hparams', values)
+    Raises:
+      OSError: The disk is full.
+      RuntimeError: Any other failure.
+    """
+    kind, values = item
+    try:
+      if kind == 'hparams':
+        self._process.call('write_hparams', _hparams(values))
+      else:
+        self._process.call('write', *values)
+        self._process.args = (self._logdir, values[0])
+    except RuntimeError as error:
+      if 'ResourceExhausted' in str(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+      raise
 
   def close(self) -> None:
-    """Queues the end of the writer process."""
-    self._submit(self._close)
-
-  def _close(self) -> None:
-    try:
-      self._call('close')
-    finally:
-      atexit.unregister(self._pipe.close)
-      self._pipe.close()
-      self._process.join()
-
-  def _call(self, method: str, *args: Any) -> None:
-    try:
-      self._pipe.send((method, args))
-      error = self._pipe.recv()
-    except (EOFError, OSError) as cause:
-      raise RuntimeError('the process that writes event files died') from cause
-    if error:
-      raise RuntimeError(f'event files cannot be written: {error}')
+    """Completes the files."""
+    self._process.close()
 
 
-def _writer_main(pipe: Connection, logdir: str, last_step: int | None) -> None:
-  """Runs the writer process until the pipe is closed.
-
-  Replies to each (method of `_EventFiles`, arguments) with an error message,
-  empty on success. Ignores SIGINT and SIGTERM, which reach the whole process
-  group, because the run still has to save.
-  """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  # TensorFlow needs no accelerator, and should not log its CPU features.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  os.environ['CUDA_VISIBLE_DEVICES'] = ''
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  files = None
-  with contextlib.suppress(EOFError, ConnectionError):
-    while True:
-      method, args = pipe.recv()
-      try:
-        files = files or _EventFiles(epath.Path(logdir), last_step)
-        getattr(files, method)(*args)
-      except Exception as error:  # Raised in the training process.
-        pipe.send(f'{type(error).__name__}: {error}')
-      else:
-        pipe.send('')
+def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    key: value if isinstance(value, (bool, int, float, str)) else str(value)
+    for key, value in flatten(config).items()
+  }
 
 
 class _EventFiles:
   """Event files of a logdir, in the writer process."""
 
-  def __init__(self, logdir: epath.Path, last_step: int | None) -> None:
+  def __init__(self, logdir: str, last_step: int | None) -> None:
     from clu import metric_writers
 
     if last_step is not None:
-      _trim(logdir, last_step)
-    self._writer = metric_writers.SummaryWriter(os.fspath(logdir))
-    self.write_hparams = self._writer.write_hparams
+      _trim(epath.Path(logdir), last_step)
+    self._logdir = epath.Path(logdir)
+    self._local = is_local(logdir)
+    self._writer = metric_writers.SummaryWriter(logdir)
     self.close = self._writer.close
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    self._writer.write_hparams(hparams)
+    self._flush()
 
   def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
     ranks: dict[int, dict[str, np.ndarray]] = {0: {}, 1: {}, 3: {}, 4: {}}
@@ -147,7 +94,13 @@ class _EventFiles:
     self._writer.write_histograms(step, ranks[1])
     self._writer.write_images(step, ranks[3])
     self._write_videos(step, ranks[4])
+    self._flush()
+
+  def _flush(self) -> None:
+    """Flushes. TensorFlow does not notice that its file was removed."""
     self._writer.flush()
+    if self._local and not any(self._logdir.glob(_FILES)):
+      raise FileNotFoundError('the files were removed')
 
   def _write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
     """Writes image summaries with animated GIFs in place of PNGs."""
@@ -155,7 +108,8 @@ class _EventFiles:
 
     values, descriptions = {}, {}
     for name, frames in videos.items():
-      height, width = (str(size).encode() for size in frames.shape[1:3])
+      shape = video.to_rgb(frames).shape
+      height, width = (str(size).encode() for size in shape[1:3])
       gif = video.encode_gif(frames)
       values[name] = np.array([width, height, gif], object)
       descriptions[name] = metadata.create_summary_metadata(name, '')
@@ -169,7 +123,7 @@ def _trim(logdir: epath.Path, last_step: int) -> None:
   one was started, so only the newest with an event up to the step, and those
   after it, can hold later events.
   """
-  for path in sorted(logdir.glob('events.out.tfevents.*'), reverse=True):
+  for path in sorted(logdir.glob(_FILES), reverse=True):
     if _trim_file(path, last_step):
       break
 
@@ -183,16 +137,17 @@ def _trim_file(path: epath.Path, last_step: int) -> bool:
   # Readers must not take it for an event file.
   partial = path.with_name('trimmed.partial')
   late = early = False
-  with partial.open('wb') as file:
-    writer = record_writer.RecordWriter(file)
-    for record in event_file_loader.RawEventFileLoader(str(path)).Load():
-      step = event_pb2.Event.FromString(record).step
-      late |= step > last_step
-      early |= 0 < step <= last_step
-      if step <= last_step:
-        writer.write(record)
-  if late:
-    partial.replace(path)
-  else:
-    partial.unlink()
+  try:
+    with partial.open('wb') as file:
+      writer = record_writer.RecordWriter(file)
+      for record in event_file_loader.RawEventFileLoader(str(path)).Load():
+        step = event_pb2.Event.FromString(record).step
+        late |= step > last_step
+        early |= 0 < step <= last_step
+        if step <= last_step:
+          writer.write(record)
+    if late:
+      partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
   return early

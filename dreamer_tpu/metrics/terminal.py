@@ -1,12 +1,23 @@
 """Terminal output of a run."""
 
 import collections
+import contextlib
+import io
+import itertools
+import logging as stdlib_logging
 import math
+import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
+
+from absl import logging
+
+from dreamer_tpu.metrics import progress_view
+from dreamer_tpu.metrics.output import Output
 
 _SPEEDS = {'fps/policy': '{} steps/s', 'fps/train': '{} replayed/s'}
 _SCORES = {
@@ -16,20 +27,28 @@ _SCORES = {
 }
 _LOSS = 'train/loss/'
 _UNITS = ((1e12, 'T', 1e12), (1e9, 'G', 1e9), (1e6, 'M', 1e6), (1e4, 'k', 1e3))
+# Maximum bytes of lines that wait while the stream fails.
+_KEEP = 1 << 20
 # Progress lines from which the remaining time is extrapolated.
 _RECENT = 10
+# Seconds between lines that only show that something goes on.
+_PAUSE, _PAUSE_TTY = 30.0, 1.0
 
 
 class Terminal:
   """Prints status lines, a progress line and a summary.
 
-  On a terminal the progress line is rewritten in place; in a file or a pipe
-  each one is a line of its own. Every line is flushed.
+  On a terminal the progress is a bar with a table, rewritten in place; in a
+  file or a pipe it is a line. Every line is flushed. A stream that fails, such
+  as that of a closed terminal, is an `Output` like others.
 
   Args:
     stream: Standard output by default.
     enabled: Whether to print anything.
     clock: Monotonic time in seconds.
+
+  Attributes:
+    outputs: The output of the stream; empty if nothing is printed.
   """
 
   def __init__(
@@ -38,12 +57,19 @@ class Terminal:
     enabled: bool = True,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
-    self._stream = stream or sys.stdout
-    self._enabled = enabled
-    self._rewrite = enabled and self._stream.isatty()
-    self._open_line = False
+    stream = stream or sys.stdout  # None if it was closed.
+    self.outputs = []
+    if enabled and stream:
+      lines = _Stream(stream)
+      self.outputs = [
+        Output('stdout', lines, '/dev/stdout', keep=_KEEP, at_once=True)
+      ]
+    self._rewrite = bool(self.outputs) and stream.isatty()
+    self._open_lines = 0  # Lines that are rewritten in place.
     self._clock = clock
     self._begin = clock()
+    self._pause = _PAUSE_TTY if self._rewrite else _PAUSE
+    self._pulsed = self._begin
     self._recent: collections.deque[tuple[float, int]] = collections.deque(
       maxlen=_RECENT
     )
@@ -54,7 +80,47 @@ class Terminal:
 
   def progress_line(self, text: str) -> None:
     """Prints a progress line, which replaces the previous one."""
-    self._print(text, rewrite=True)
+    if self._rewrite:  # A wrapped line cannot be rewritten.
+      width = shutil.get_terminal_size().columns - 1
+      self._rewrite_lines(self.stamp(text)[:width])
+    else:
+      self._print(text)
+
+  def pulse(self, text: str) -> None:
+    """Prints a progress line, unless there was another line just before."""
+    if self._clock() - self._pulsed >= self._pause:
+      self.progress_line(text)
+
+  @contextlib.contextmanager
+  def working(self, text: str) -> Iterator[None]:
+    """Prints a status line, and the time since then while the body runs."""
+    self.log_status(f'{text}.')
+    begin, done = self._clock(), threading.Event()
+
+    def show() -> None:
+      while not done.wait(self._pause):
+        self.progress_line(f'{text}: {duration(self._clock() - begin)} so far.')
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      done.set()
+      thread.join()
+
+  def format_warnings(self) -> None:
+    """Gives warnings the form of the other lines; they stay on stderr."""
+    logging.get_absl_handler().setFormatter(_Formatter(self))
+
+  def end_line(self) -> str:
+    """Returns what has to be printed to stderr before another line."""
+    end, self._open_lines = '\n' * bool(self._open_lines), 0
+    return end
+
+  def stamp(self, text: str) -> str:
+    """Returns a line with the time since the start before it."""
+    return f'[{duration(self._clock() - self._begin)}] {text}'
 
   def progress(
     self,
@@ -63,6 +129,7 @@ class Terminal:
     metrics: Mapping[str, float],
     *,
     unit: str = 'step',
+    note: str = '',
   ) -> None:
     """Prints the progress of training.
 
@@ -72,16 +139,30 @@ class Terminal:
       metrics: Metrics by name, of which the score, the speeds and the losses
         are shown. The remaining time excludes `perf/compile_s`.
       unit: Name of the count.
+      note: What else a user should know.
     """
-    # A narrow terminal cuts off the end of the line: the losses.
-    parts = [
-      f'{unit} {number(step)}/{number(total)} ({percent(step, total)})',
-      f'left {self._left(step, total, metrics)}',
-      *_select(metrics, _SPEEDS),
-      *_select(metrics, _SCORES),
-      *_losses(metrics),
-    ]
-    self.progress_line(' | '.join(parts))
+    head = f'{unit} {number(step)}/{number(total)} ({percent(step, total)})'
+    left = f'left {self._left(step, total, metrics)}'
+    rows = {
+      'speed': _select(metrics, _SPEEDS),
+      'note': list(filter(None, [note])),
+      'result': _select(metrics, _SCORES),
+      'losses': _losses(metrics),
+    }
+    if not self._rewrite:
+      loss = [f'loss {x}' for x in rows.pop('losses')]
+      self._print(
+        ' | '.join([head, left, *itertools.chain(*rows.values()), *loss])
+      )
+      return
+    self._rewrite_lines(
+      progress_view.render(
+        self.stamp(f'{head}, {left}'),
+        step / total if total > 0 else 1.0,
+        {label: '  '.join(values) for label, values in rows.items()},
+        shutil.get_terminal_size(),
+      )
+    )
 
   def summary(
     self,
@@ -107,7 +188,7 @@ class Terminal:
     self._print(f'{end}: {step:,} steps, {update:,} updates')
     for name, text in (
       ('result', '  '.join(_select(metrics, _SCORES))),
-      ('losses', ' '.join(_losses(metrics)).removeprefix('loss ')),
+      ('losses', ' '.join(_losses(metrics))),
       ('time', _times(shares, metrics)),
       ('logdir', logdir),
     ):
@@ -125,24 +206,60 @@ class Terminal:
       return '?'
     return duration((now - begin) / (step - done) * (total - step))
 
-  def _print(self, text: str, rewrite: bool = False) -> None:
-    elapsed = duration(self._clock() - self._begin)
-    self._write(f'[{elapsed}] {text}', rewrite)
+  def _print(self, text: str) -> None:
+    self._pulsed = self._clock()
+    self._write(self.stamp(text))
 
-  def _write(self, line: str, rewrite: bool = False) -> None:
-    if not self._enabled:
+  def _write(self, line: str) -> None:
+    self._emit(f'{self.end_line()}{line}\n')
+
+  def _rewrite_lines(self, text: str) -> None:
+    """Writes lines in place of the last ones, without an end."""
+    self._pulsed = self._clock()
+    up = f'\x1b[{self._open_lines - 1}A' if self._open_lines > 1 else ''
+    self._open_lines = text.count('\n') + 1
+    self._emit(f'\r{up}\x1b[J{text}')
+
+  def _emit(self, text: str) -> None:
+    for output in self.outputs:
+      output.write(text, len(text))
+
+
+class _Formatter(stdlib_logging.Formatter):
+  """Formats log records as lines of a terminal."""
+
+  def __init__(self, terminal: Terminal) -> None:
+    super().__init__()
+    self._terminal = terminal
+
+  def format(self, record: stdlib_logging.LogRecord) -> str:
+    """Returns the line of a record."""
+    text = f'{record.levelname.lower()}: {record.getMessage()}'
+    return self._terminal.end_line() + self._terminal.stamp(text)
+
+
+class _Stream:
+  """Target of text, not buffered: at exit, nothing is left that could fail."""
+
+  def __init__(self, stream: TextIO) -> None:
+    self._stream = stream
+    self._rest = b''
+    try:
+      self._file: int | None = stream.fileno()
+    except (io.UnsupportedOperation, AttributeError):
+      self._file = None  # In memory.
+
+  def write(self, item: str) -> None:
+    """Writes text, or the rest of it."""
+    if self._file is None:
+      self._stream.write(item)
       return
-    if not self._rewrite:
-      self._stream.write(line + '\n')
-    elif rewrite:
-      # A wrapped line cannot be rewritten.
-      line = line[: shutil.get_terminal_size().columns - 1]
-      self._stream.write('\r\x1b[2K' + line)
-      self._open_line = True
-    else:
-      self._stream.write('\n' * self._open_line + line + '\n')
-      self._open_line = False
-    self._stream.flush()
+    self._rest = self._rest or item.encode(self._stream.encoding, 'replace')
+    while self._rest:
+      self._rest = self._rest[os.write(self._file, self._rest) :]
+
+  def close(self) -> None:
+    """Does nothing: the stream stays open for others."""
 
 
 def number(value: float) -> str:
@@ -199,7 +316,7 @@ def _losses(metrics: Mapping[str, float]) -> list[str]:
     for name, value in metrics.items()
     if name.startswith(_LOSS) and name.count('/') == 2
   ]
-  return ['loss ' + ' '.join(losses)] if losses else []
+  return [' '.join(losses)] if losses else []
 
 
 def _times(shares: Mapping[str, float], metrics: Mapping[str, float]) -> str:

@@ -11,14 +11,31 @@ from dreamer_tpu.paths import atomic_write
 _FRAME_MS = 100
 
 
-def encode_gif(frames: np.ndarray) -> bytes:
-  """Encodes a video at 10 frames per second, playing forever.
+class Videos:
+  """Target of videos: the latest of each name, as FOLDER/NAME.gif.
 
   Args:
-    frames: Video of type uint8 [T, H, W, C], where C is 1 (gray) or 3 (RGB).
+    folder: Created with the first video.
+  """
 
-  Returns:
-    The bytes of the file.
+  def __init__(self, folder: epath.PathLike) -> None:
+    self._folder = epath.Path(folder)
+
+  def write(self, item: tuple[str, np.ndarray]) -> None:
+    """Writes (name, frames as uint8 [T, H, W, C])."""
+    name, frames = item
+    write_gif(self._folder / f'{name}.gif', frames)
+
+  def close(self) -> None:
+    """Does nothing: the files are complete."""
+
+
+def to_rgb(frames: np.ndarray) -> np.ndarray:
+  """Returns a video [T, H, W, C] in RGB.
+
+  Args:
+    frames: Video of type uint8 [T, H, W, C]. If C is neither 1 (gray) nor 3
+      (RGB), its images are shown side by side, in RGB if C is a multiple of 3.
 
   Raises:
     ValueError: The array is not a video.
@@ -27,11 +44,26 @@ def encode_gif(frames: np.ndarray) -> bytes:
     raise ValueError(
       f'a video is uint8 [T, H, W, C], not {frames.dtype} {frames.shape}'
     )
-  if frames.shape[-1] not in (1, 3):
-    raise ValueError(f'a video has 1 or 3 channels, not {frames.shape[-1]}')
-  rgb = np.broadcast_to(frames, (*frames.shape[:-1], 3))
+  channels = frames.shape[-1]
+  count = channels // 3 if channels % 3 == 0 else channels
+  frames = np.concatenate(np.split(frames, count, -1), 2)
+  return np.broadcast_to(frames, (*frames.shape[:-1], 3))
+
+
+def encode_gif(frames: np.ndarray) -> bytes:
+  """Encodes a video at 10 frames per second, playing forever.
+
+  Args:
+    frames: Video as in `to_rgb`.
+
+  Returns:
+    The bytes of the file.
+
+  Raises:
+    ValueError: The array is not a video.
+  """
   return iio.imwrite(
-    '<bytes>', rgb, extension='.gif', duration=_FRAME_MS, loop=0
+    '<bytes>', to_rgb(frames), extension='.gif', duration=_FRAME_MS, loop=0
   )
 
 

@@ -1,23 +1,34 @@
 """Metric outputs of a run."""
 
-import collections
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.metrics import jsonl, video
-from dreamer_tpu.metrics.tensorboard import TensorBoard
+from dreamer_tpu.metrics import (
+  jsonl,
+  output,
+  scope,
+  tensorboard,
+  video,
+  wandb_run,
+)
+from dreamer_tpu.metrics.output import Output
 from dreamer_tpu.metrics.terminal import Terminal
-from dreamer_tpu.metrics.wandb_run import WandbRun
 
-# Maximum number of queued writes with videos. A small model makes them faster
-# than the background thread encodes them, so they would fill the memory.
-BACKLOG = 4
+_PACKAGES = {
+  'tensorboard': ('clu', 'tensorflow', 'tensorboard'),
+  'wandb': ('wandb',),
+  'scope': ('scope', 'elements', 'av'),
+}
+# Maximum bytes that wait in an output: of lines, and of metrics with videos.
+KEEP_LINES, KEEP_METRICS = 16 << 20, 128 << 20
+# Maximum seconds that the start of a run waits for W&B.
+_START = 30.0
 
 
 class Writers:
@@ -29,10 +40,12 @@ class Writers:
   - 'tensorboard': event files with scalars, histograms, images, videos and
     the configuration as hyperparameters.
   - 'wandb': the same to Weights & Biases.
+  - 'scope': scalars, images and videos for Scope.
 
-  One background thread writes everything except the terminal and JSON lines.
-  Its errors are raised by the next call. A write blocks while more than
-  `BACKLOG` writes with videos are queued.
+  Each of them is an `Output` of its own, so that none waits for another and
+  the failure of one is only told and counted. Lines of JSON are on disk when a
+  write returns. A write waits while more than `KEEP_METRICS` are queued for a
+  slow but working output.
 
   Use as a context manager, or call `close` at the end.
 
@@ -43,9 +56,10 @@ class Writers:
     resume_step: Agent steps at which the run starts; 0 for a new run. Later
       metrics of an earlier process are dropped. None keeps everything.
     terminal: Terminal of the run; by default a new one.
+    clock: Monotonic time in seconds.
 
   Raises:
-    UserError: An output lacks a package, or the directory is not writable.
+    UserError: W&B refuses to start, or the directory is not writable.
   """
 
   def __init__(
@@ -56,20 +70,29 @@ class Writers:
     *,
     resume_step: int | None = None,
     terminal: Terminal | None = None,
+    clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._logdir = epath.Path(logdir)
-    self._pending: collections.deque[Future[Any]] = collections.deque()
-    self._thread = ThreadPoolExecutor(1, 'metrics')
-    self._videos: collections.deque[Future[Any]] = collections.deque()
+    self._config = config or {}
+    self._outputs: dict[str, Output] = {}
     self._closed = False
+    self._clock = clock
     self.terminal = terminal or Terminal(enabled='log' in outputs)
     try:
-      self._open(outputs, resume_step, config or {})
+      self._logdir.mkdir(parents=True, exist_ok=True)
+      if 'jsonl' in outputs:
+        self._open_files(resume_step)
     except OSError as e:
       raise UserError(
         f'logdir {str(logdir)!r} cannot be written '
         f'({e.strerror or e}); choose another --logdir'
       ) from e
+    if 'tensorboard' in outputs:
+      self._open_tensorboard(resume_step)
+    if 'scope' in outputs:
+      self._add('scope', scope.Scope(logdir, resume_step), KEEP_METRICS)
+    if 'wandb' in outputs:
+      self._open_wandb()
 
   def write(
     self, step: int, metrics: Mapping[str, Any], *, frames: int, update: int
@@ -79,37 +102,36 @@ class Writers:
     Args:
       step: Agent steps over all hosts.
       metrics: Host values by name: scalars, histograms [N], images as uint8
-        [H, W, C], and videos as uint8 [T, H, W, C].
+        [H, W, C], and videos as uint8 [T, H, W, C]. Arrays must not change
+        later.
       frames: Environment steps, including action repeat.
       update: Updates of the agent.
 
     Raises:
       ValueError: A value has another rank.
     """
-    self._raise_failures()
     metrics = {name: np.asarray(value) for name, value in metrics.items()}
     for name, value in metrics.items():
       if value.ndim not in (0, 1, 3, 4):
         raise ValueError(f'metric {name!r} has shape {value.shape}')
-    videos = {name: x for name, x in metrics.items() if x.ndim == 4}
-    if self._metrics:
-      line = dict(step=step, frames=frames, update=update, time=time.time())
-      scalars = {name: x for name, x in metrics.items() if x.ndim == 0}
-      self._metrics.append({**line, **scalars})
-      for name, value in videos.items():
-        path = self._logdir / 'videos' / f'{name}.gif'
-        self._submit(video.write_gif, path, value)
-    if self._tensorboard:
-      self._tensorboard.write(step, metrics)
-    if self._wandb:
-      self._wandb.write(step, metrics)
-    if videos:
-      self._videos.append(self._thread.submit(int))
-    if len(self._videos) > BACKLOG:
-      self._videos.popleft().result()
+    head = dict(step=step, frames=frames, update=update, time=time.time())
+    scalars = {name: x for name, x in metrics.items() if x.ndim == 0}
+    self._write_line('metrics.jsonl', {**head, **scalars})
+    size = sum(value.nbytes for value in metrics.values())
+    self._write('event files', ('metrics', (step, metrics)), size)
+    self._write('scope', (step, metrics), size)
+    self._write('Weights & Biases', (step, metrics), size)
+    for name, value in metrics.items():
+      if value.ndim == 4:
+        self._write('videos', (name, value), value.nbytes)
 
   def write_score(
-    self, step: int, score: float, length: int, mode: str
+    self,
+    step: int,
+    score: float,
+    length: int,
+    mode: str,
+    stats: Mapping[str, float] | None = None,
   ) -> None:
     """Writes a finished episode to scores.jsonl.
 
@@ -118,26 +140,37 @@ class Writers:
       score: Sum of its rewards.
       length: Its number of agent steps.
       mode: 'train' or 'eval'.
+      stats: Its statistics, of which the maxima ('epstats/NAME/max') are
+        written, such as the counts of Crafter's achievements.
     """
-    self._raise_failures()
-    if self._scores:
-      episode = {'episode/score': score, 'episode/length': length}
-      self._scores.append({'step': step, **episode, 'mode': mode})
+    episode = {'episode/score': score, 'episode/length': length, 'mode': mode}
+    maxima = {k: v for k, v in (stats or {}).items() if k.endswith('/max')}
+    self._write_line('scores.jsonl', {'step': step, **episode, **maxima})
+
+  def stats(self) -> dict[str, float]:
+    """Returns the failed tries and the lost lines of all outputs so far."""
+    outputs = [*self._outputs.values(), *self.terminal.outputs]
+    return {
+      'output/failures': sum(x.failures for x in outputs),
+      'output/lost': sum(x.lost for x in outputs),
+    }
+
+  def retry(self) -> None:
+    """Tries failing outputs again, without waiting for them."""
+    for x in self._outputs.values():
+      x.retry()
 
   def close(self) -> None:
     """Flushes and closes everything; a second call does nothing."""
     if self._closed:
       return
     self._closed = True
-    if self._tensorboard:
-      self._tensorboard.close()
-    if self._wandb:
-      self._wandb.close()
-    self._thread.shutdown(wait=True)
-    if self._metrics and self._scores:
-      self._metrics.close()
-      self._scores.close()
-    self._raise_failures()
+    outputs = self._outputs.values()
+    for x in outputs:
+      x.end()
+    deadline = time.monotonic() + output.END
+    for x in outputs:
+      x.join(max(0.0, deadline - time.monotonic()))
 
   def __enter__(self) -> 'Writers':
     return self
@@ -145,29 +178,64 @@ class Writers:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _open(
+  def _write_line(self, name: str, values: Mapping[str, Any]) -> None:
+    if name in self._outputs:
+      line = jsonl.line(values)
+      self._write(name, line, len(line))
+
+  def _write(self, name: str, item: Any, size: int) -> None:
+    if name in self._outputs:
+      self._outputs[name].write(item, size)
+
+  def _open_files(self, resume_step: int | None) -> None:
+    for name in ('metrics.jsonl', 'scores.jsonl'):
+      file = jsonl.JsonLines(self._logdir / name, resume_step)
+      self._add(name, file, KEEP_LINES, at_once=True)
+    self._add('videos', video.Videos(self._logdir / 'videos'), KEEP_METRICS)
+
+  def _open_tensorboard(self, resume_step: int | None) -> None:
+    files = tensorboard.TensorBoard(self._logdir, resume_step)
+    self._add('event files', files, KEEP_METRICS).write(
+      ('hparams', self._config), 0
+    )
+
+  def _open_wandb(self) -> None:
+    """Starts W&B, and waits for it, because it may refuse to start."""
+    run = wandb_run.Wandb(self._logdir, self._config, self.terminal.log_status)
+    started = self._add('Weights & Biases', run, KEEP_METRICS)
+    started.write(None, 0)
+    if not started.wait(_START):
+      self.terminal.log_status('Weights & Biases: no answer yet; going on.')
+    if isinstance(started.error, UserError):
+      for x in self._outputs.values():
+        x.abandon()
+      raise started.error
+
+  def _add(
     self,
-    outputs: Sequence[str],
-    resume_step: int | None,
-    config: Mapping[str, Any],
-  ) -> None:
-    self._logdir.mkdir(parents=True, exist_ok=True)
-    self._metrics = self._scores = self._tensorboard = self._wandb = None
-    if 'jsonl' in outputs:
-      self._metrics, self._scores = (
-        jsonl.JsonLines(self._logdir / name, resume_step, self._submit)
-        for name in ('metrics.jsonl', 'scores.jsonl')
-      )
-    if 'tensorboard' in outputs:
-      self._tensorboard = TensorBoard(self._logdir, self._submit, resume_step)
-      self._tensorboard.write_hparams(config)
-    if 'wandb' in outputs:
-      self._wandb = WandbRun(self._logdir, self._submit, config)
-      self.terminal.log_status(f'Weights & Biases: {self._wandb.location}')
+    name: str,
+    target: output.Target,
+    keep: int,
+    at_once: bool = False,
+  ) -> Output:
+    self._outputs[name] = Output(
+      name, target, self._logdir, keep=keep, at_once=at_once, clock=self._clock
+    )
+    return self._outputs[name]
 
-  def _submit(self, function: Callable[..., Any], *args: Any) -> None:
-    self._pending.append(self._thread.submit(function, *args))
 
-  def _raise_failures(self) -> None:
-    while self._pending and self._pending[0].done():
-      self._pending.popleft().result()
+def check_installed(outputs: Sequence[str]) -> None:
+  """Checks that the packages of outputs are installed, without importing them.
+
+  Raises:
+    UserError: A package is missing.
+  """
+  for name in outputs:
+    for package in _PACKAGES.get(name, ()):
+      spec = importlib.util.find_spec(package)
+      if spec is None or spec.origin is None:  # A folder has no origin.
+        raise UserError(
+          f'metrics.outputs: {name!r} needs the package {package}, which is '
+          f'not installed; pip install {package}, or leave {name!r} out of '
+          'metrics.outputs.'
+        )

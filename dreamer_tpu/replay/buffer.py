@@ -8,7 +8,7 @@ opened, and the address of a step is
 
 which is unique within a shard. Sequences may cross chunks and episodes but not
 streams. When the capacity is exceeded, the oldest chunk is dropped, with all
-sequences that start in it.
+sequences that start in it. Imported streams can be excepted.
 """
 
 import threading
@@ -19,15 +19,33 @@ import numpy as np
 from etils import epath
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay.chunks import latent_keys, parse_spec
+from dreamer_tpu.replay.chunks import latent_keys, parse_spec, to_stored
 from dreamer_tpu.replay.rng import make_rng, rng_state, set_rng_state
 from dreamer_tpu.replay.sampling import Sampling
 from dreamer_tpu.replay.saving import loading
 from dreamer_tpu.replay.saving.snapshot import ShardSaver, Snapshot
 from dreamer_tpu.replay.store import Store
 
-# Bytes per row besides its arrays: one of `dirty`, four in the ledger.
-_ROW_OVERHEAD = 5
+# Bytes of a step besides its arrays: one of `dirty`, four in the ledger.
+_STEP = 5
+# Bytes of the same for each array of a chunk, which is an object.
+_ARRAY = 300
+# Bytes of a step in the selectors.
+_PRIORITY = 8
+_RECENCY = 32
+
+
+def step_bytes(
+  spec: Mapping[str, tuple[tuple[int, ...], Any]],
+  chunksize: int,
+  sampling: Sampling,
+) -> float:
+  """Returns the memory of a stored step, in bytes; see `Replay`."""
+  fields = parse_spec(spec)
+  arrays = sum(field.nbytes for field in fields.values())
+  selectors = bool(sampling.priority) * _PRIORITY
+  selectors += bool(sampling.recency) * _RECENCY
+  return arrays + _STEP + selectors + _ARRAY * len(fields) / chunksize
 
 
 class Replay:
@@ -48,6 +66,7 @@ class Replay:
     seed: int,
     shard: int = 0,
     sampling: Sampling | None = None,
+    keep_imported: float = 0.0,
   ) -> None:
     """Makes an empty replay.
 
@@ -63,6 +82,9 @@ class Replay:
       seed: Random seed of sampling.
       shard: Number of this shard, one per host.
       sampling: Distribution over sequences; uniform by default.
+      keep_imported: Share of each sample that is drawn from imported steps (see
+        `ImportWriter`), which then are never dropped. With 0, they are like
+        all others. As long as one kind has no sequence, the other has all.
 
     Raises:
       UserError: The capacity does not hold one sequence per stream.
@@ -76,9 +98,11 @@ class Replay:
     self.length = length
     self._width = streams
     self._capacity = capacity
+    self._keep_imported = keep_imported
     self._seed = seed
     self._fields = parse_spec(spec)
     self._latents = latent_keys(self._fields)
+    self._max_chunksize = chunksize
     self._chunksize = min(chunksize, max(1, (share - length) // 2))
     self._lock = threading.Lock()
     self._saver = ShardSaver(shard, self._fields, self._lock)
@@ -90,14 +114,16 @@ class Replay:
       width=streams,
       online=online,
       sampling=sampling or Sampling(),
+      keep_imported=keep_imported,
       before_overwrite=self._saver.before_overwrite,
     )
     self._rng = make_rng(seed)
+    self._step_bytes = step_bytes(spec, self._chunksize, sampling or Sampling())
     self._inserts = self._samples = 0  # Since the last `stats`.
 
   def __len__(self) -> int:
     """Returns the number of sequences that can be sampled."""
-    return len(self._store.selector)
+    return len(self._store)
 
   def add(self, step: Mapping[str, np.ndarray]) -> None:
     """Copies one step of every stream into the replay.
@@ -108,16 +134,27 @@ class Replay:
     Raises:
       ValueError: The step does not match the spec.
     """
-    if step.keys() != self._fields.keys():
-      names = sorted(step.keys() ^ self._fields.keys())
-      raise ValueError(f'step and replay spec differ in the keys {names}')
-    stored = {
-      key: self._to_stored(key, step[key], (self._width,))
-      for key in self._fields
-    }
+    stored = to_stored(step, self._fields, (self._width,))
     with self._lock:
       self._store.add(stored)
       self._inserts += self._width
+
+  def extend(self, steps: Mapping[str, np.ndarray]) -> None:
+    """Copies consecutive steps of every stream, as K calls of `add` would.
+
+    Args:
+      steps: Arrays [K, streams, ...] with the keys, shapes and dtypes of the
+        spec.
+
+    Raises:
+      ValueError: The steps do not match the spec.
+    """
+    count = len(steps.get('is_first', ()))
+    stored = to_stored(steps, self._fields, (count, self._width))
+    by_stream = {key: value.swapaxes(0, 1) for key, value in stored.items()}
+    with self._lock:
+      self._store.extend(by_stream)
+      self._inserts += count * self._width
 
   def sample(
     self,
@@ -188,7 +225,7 @@ class Replay:
       if key not in self._latents:
         raise ValueError(f'{key!r} is not among the latents {self._latents}')
       field = self._fields[key]
-      rows = self._to_stored(key, value, ids.shape)
+      rows = field.to_stored(key, value, ids.shape)
       stored[key] = rows.reshape(-1, *field.shape)
     if ids.size and stored:
       with self._lock:
@@ -209,9 +246,9 @@ class Replay:
     if ids.shape != values.shape:
       raise ValueError(f'{values.shape} priorities for {ids.shape} steps')
     values = np.where(np.isfinite(values), np.maximum(values, 0), 0)
-    with self._lock:
-      if self._store.selector.prioritized is not None and ids.size:
-        self._store.selector.prioritized.prioritize(
+    if ids.size:
+      with self._lock:
+        self._store.prioritize(
           ids.reshape(-1), values.astype(np.float32).reshape(-1)
         )
 
@@ -221,20 +258,23 @@ class Replay:
     Returns:
       items: Sequences that can be sampled.
       steps: Steps stored.
+      imported: Those of them that were imported.
+      fill: Share of the capacity in use.
       ram_gb: Memory in 1e9 bytes.
       inserts, samples: Steps added and sequences sampled for training since
         the last call.
       replay_ratio: Steps sampled per step added since the last call.
     """
-    row = sum(field.nbytes for field in self._fields.values())
     with self._lock:
       inserts, samples = self._inserts, self._samples
       self._inserts = self._samples = 0
       steps = self._store.steps
-      size = steps * (row + _ROW_OVERHEAD) + self._saver.copied_bytes
+      size = steps * self._step_bytes + self._saver.copied_bytes
       return {
         'items': float(len(self)),
         'steps': float(steps),
+        'imported': float(self._store.imported),
+        'fill': steps / self._capacity,
         'ram_gb': size / 1e9,
         'inserts': float(inserts),
         'samples': float(samples),
@@ -257,12 +297,11 @@ class Replay:
       RuntimeError: The previous snapshot is still being written.
     """
     with self._lock:
-      prioritized = self._store.selector.prioritized
       return self._saver.snapshot(
         directory,
         self._state(),
         self._store.chunks,
-        prioritized.priorities() if prioritized else {},
+        self._store.priorities(),
       )
 
   def prune(
@@ -294,8 +333,9 @@ class Replay:
     If the number of shards is unchanged, each shard restores its own state
     exactly, including sampling. If the number of environments changed, the old
     streams stay and new ones begin. If the number of shards changed, whole
-    streams are distributed over the shards. In that case, and if the chunk
-    size changed, steps get new addresses and the next save writes everything.
+    streams are distributed over the shards, and imported steps in equal parts.
+    In that case, and if the chunk size changed, steps get new addresses and the
+    next save writes everything.
 
     Args:
       directory: The replay directory.
@@ -306,16 +346,20 @@ class Replay:
       Whether steps kept their addresses.
 
     Raises:
-      UserError: Keys, shapes or dtypes differ; the replay is unchanged.
+      UserError: Keys, shapes or dtypes differ, or the imported steps to keep
+        leave no room for others; the replay is unchanged.
       ReplayCorrupt: A file is missing or corrupt; the replay is empty.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest['shard'])
     for manifest in manifests:
       loading.check_spec(manifest, self._fields)
+    count = count or len(manifests)
+    if self._keep_imported:
+      self._check_room(loading.most_imported(manifests, count), count)
     with self._lock:
       self._clear()
       try:
-        return self._load(directory, manifests, count or len(manifests))
+        return self._load(directory, manifests, count)
       except BaseException:
         self._clear()
         raise
@@ -339,15 +383,13 @@ class Replay:
       self._capacity,
       self._chunksize,
       self._fields,
+      keep_imported=self._keep_imported > 0,
     )
     self._saver.reset(directory)
     layout.read(directory, self._saver.ledger)
     self._store.load(layout)
-    if self._store.selector.prioritized is not None:
-      for address, values in layout.priorities(directory):
-        self._store.selector.prioritized.prioritize(
-          address + np.arange(len(values)), values
-        )
+    for address, values in layout.priorities(directory):
+      self._store.prioritize(address + np.arange(len(values)), values)
     if layout.exact is None:
       seed = np.random.SeedSequence([self._seed, self._store.inserted])
       self._rng = make_rng(seed)
@@ -356,26 +398,24 @@ class Replay:
     self._inserts, self._samples = layout.exact['counts']
     return True
 
+  def _check_room(self, kept: int, count: int) -> None:
+    """Raises a UserError if steps to keep leave too little for the streams."""
+    needed = kept + self._width * (self.length + 2 * self._chunksize)
+    if kept and needed > self._capacity:
+      most = kept + self._width * (self.length + 2 * self._max_chunksize)
+      raise UserError(
+        f'replay.size {self._capacity * count} is too small to keep the '
+        f'imported steps (replay.keep_imported={self._keep_imported:g}) beside '
+        f'those of {self._width} environments; use --config.replay.size='
+        f'{most * count}, or replay.keep_imported=0'
+      )
+
   def _state(self) -> dict[str, Any]:
     """Returns the manifest without its files."""
     return self._store.state() | {
       'format': loading.FORMAT,
       'shard': self._saver.shard,
-      'spec': {
-        key: [field.dtype.name, list(field.shape)]
-        for key, field in self._fields.items()
-      },
+      'spec': loading.spec_to_json(self._fields),
       'counts': [self._inserts, self._samples],
       'rng': rng_state(self._rng),
     }
-
-  def _to_stored(
-    self, key: str, value: np.ndarray, lead: tuple[int, ...]
-  ) -> np.ndarray:
-    value, field = np.asarray(value), self._fields[key]
-    if value.shape != lead + field.shape or value.dtype != field.dtype:
-      raise ValueError(
-        f'{key!r} is {value.dtype.name} {list(value.shape)}, the replay '
-        f'takes {field.dtype.name} {[*lead, *field.shape]}'
-      )
-    return value if field.stored == field.dtype else value.view(field.stored)

@@ -1,8 +1,9 @@
 """Chunks: arrays that hold consecutive steps of one stream."""
 
 import itertools
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 LATENT = 'latent/'
 
 Arrays = dict[str, np.ndarray]
+
+_ALIGNMENT = 64  # Bytes of a cache line.
+_MAPPED = 1 << 20  # Bytes of a chunk from which it is mapped.
 
 
 class Field(NamedTuple):
@@ -33,6 +37,22 @@ class Field(NamedTuple):
   def describe(self) -> str:
     """Returns a text such as 'uint8 [64, 64, 3]'."""
     return f'{self.dtype.name} {list(self.shape)}'
+
+  def to_stored(
+    self, key: str, value: np.ndarray, lead: tuple[int, ...]
+  ) -> np.ndarray:
+    """Returns an array [*lead, ...] of this key as it is stored.
+
+    Raises:
+      ValueError: Its shape or dtype is another.
+    """
+    value = np.asarray(value)
+    if value.shape != lead + self.shape or value.dtype != self.dtype:
+      raise ValueError(
+        f'{key!r} is {value.dtype.name} {list(value.shape)}, the replay '
+        f'takes {self.dtype.name} {[*lead, *self.shape]}'
+      )
+    return value if self.stored == self.dtype else value.view(self.stored)
 
 
 def parse_spec(spec: Mapping[str, tuple]) -> dict[str, Field]:
@@ -58,26 +78,30 @@ def latent_keys(fields: Iterable[str]) -> list[str]:
   return [key for key in fields if key.startswith(LATENT)]
 
 
-def split_runs(
-  addresses: np.ndarray, chunksize: int
-) -> Iterator[tuple[int, int, slice]]:
-  """Splits addresses, int64 [n], into runs of consecutive rows of a chunk.
+def to_stored(
+  steps: Mapping[str, np.ndarray],
+  fields: Mapping[str, Field],
+  lead: tuple[int, ...],
+) -> Arrays:
+  """Returns steps, arrays [*lead, ...] by key, as they are stored.
 
-  Yields:
-    Serial of the chunk, first row in it, and slice of `addresses`.
+  Raises:
+    ValueError: A key, shape or dtype differs from the fields.
   """
-  serials, rows = np.divmod(addresses, chunksize)
-  breaks = (np.diff(addresses) != 1) | (np.diff(serials) != 0)
-  cuts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(addresses)]
-  for start, stop in itertools.pairwise(cuts):
-    yield int(serials[start]), int(rows[start]), slice(start, stop)
+  if steps.keys() != fields.keys():
+    names = sorted(steps.keys() ^ fields.keys())
+    raise ValueError(f'step and replay spec differ in the keys {names}')
+  return {
+    key: field.to_stored(key, steps[key], lead) for key, field in fields.items()
+  }
 
 
 class Chunk:
   """Up to `rows` consecutive steps of one stream.
 
   Rows are appended and, except for latents, never change. The arrays are not
-  initialized: the system provides memory only as rows are filled.
+  initialized: the system provides memory only as rows are filled, and takes it
+  back when the chunk is dropped.
 
   Attributes:
     serial: Number of the chunk, in the order in which chunks are opened.
@@ -85,6 +109,7 @@ class Chunk:
     inserted_at: Steps inserted into the shard before the chunk was opened.
     arrays: Stored arrays [rows, ...] by key.
     latents: The arrays whose rows may be overwritten.
+    imported: Whether the steps came from elsewhere, not from environments.
     fill: Rows in use.
     next: The next chunk of the stream.
     dirty: Whether latents changed since the last snapshot, bool [rows].
@@ -97,21 +122,64 @@ class Chunk:
     inserted_at: int,
     rows: int,
     fields: Mapping[str, Field],
+    imported: bool = False,
   ) -> None:
     self.serial = serial
     self.stream = stream
     self.inserted_at = inserted_at
-    self.arrays: Arrays = {
-      key: np.empty((rows, *field.shape), field.stored)
-      for key, field in fields.items()
-    }
+    self.imported = imported
+    self.arrays = _allocate(rows, fields)
     self.latents = {key: self.arrays[key] for key in latent_keys(fields)}
     self.fill = 0
     self.next: Chunk | None = None
     self.dirty = np.zeros(rows, bool)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the arrays."""
+    return sum(array.nbytes for array in self.arrays.values())
 
   def overwrite(self, start: int, stop: int, values: Arrays) -> None:
     """Replaces the latents of rows start..stop."""
     for key, value in values.items():
       self.latents[key][start:stop] = value
     self.dirty[start:stop] = True
+
+
+def find_rows(
+  addresses: np.ndarray, chunksize: int, chunks: Mapping[int, Chunk]
+) -> Iterator[tuple[Chunk, int, int, slice]]:
+  """Finds the stored rows among addresses, int64 [n], in runs.
+
+  Yields:
+    Chunk, first row in it, row after the last, and slice of `addresses`.
+  """
+  serials, rows = np.divmod(addresses, chunksize)
+  breaks = (np.diff(addresses) != 1) | (np.diff(serials) != 0)
+  cuts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(addresses)]
+  for begin, end in itertools.pairwise(cuts):
+    chunk = chunks.get(int(serials[begin]))
+    if chunk is not None:
+      start = int(rows[begin])
+      stop = min(start + end - begin, chunk.fill)
+      if start < stop:
+        yield chunk, start, stop, slice(begin, begin + stop - start)
+
+
+def _allocate(rows: int, fields: Mapping[str, Field]) -> Arrays:
+  """Returns arrays [rows, ...], in a mapping of their own if they are large."""
+  starts = [0]
+  for field in fields.values():
+    size = rows * field.nbytes
+    starts.append(starts[-1] + size + -size % _ALIGNMENT)
+  memory: Any
+  if starts[-1] < _MAPPED:
+    memory = np.empty(starts[-1], np.uint8)
+  else:
+    # From the heap, dropped chunks would not return to the system.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, starts[-1], flags)
+  return {
+    key: np.ndarray((rows, *field.shape), field.stored, memory, start)
+    for start, (key, field) in zip(starts, fields.items(), strict=False)
+  }

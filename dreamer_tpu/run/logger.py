@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,19 +11,20 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreamer_tpu.actor.episodes import Averages
+from dreamer_tpu.envs import VectorEnv
+from dreamer_tpu.envs.functional import Vector
 from dreamer_tpu.hosts.sync import HostSync
 from dreamer_tpu.learner.learner import Learner, Result
-from dreamer_tpu.learner.publishing import Publisher
 from dreamer_tpu.metrics.aggregate import Aggregator
 from dreamer_tpu.metrics.performance import Performance
-from dreamer_tpu.metrics.system import Usage
+from dreamer_tpu.metrics.system import Usage, release_memory
 from dreamer_tpu.metrics.timer import Rate, Section, Timer, section_metrics
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.replay import Replay
 from dreamer_tpu.run.progress import Progress
 
 # Replay metrics that are summed over hosts.
-_SUMMED = ('items', 'steps', 'inserts', 'samples')
+_SUMMED = ('items', 'steps', 'imported', 'inserts', 'samples')
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,8 +32,10 @@ class Logger:
   """Collects metrics and writes them, on process 0.
 
   Attributes:
-    repeat: Environment steps per agent step.
-    episodes: New episodes of this host; any thread may append to them.
+    env: Environments of this host.
+    version: Returns the updates that the weights which act have had.
+    episodes: New episodes of this host with their 'step'; any thread may
+      append to them.
     averages: Statistics of episodes since the last log.
   """
 
@@ -43,15 +46,16 @@ class Logger:
   sync: HostSync
   learner: Learner
   replay: Replay
-  publisher: Publisher
   progress: Progress
-  repeat: int
+  env: VectorEnv | Vector
+  version: Callable[[], int]
   episodes: collections.deque[dict[str, Any]] = dataclasses.field(
     default_factory=collections.deque
   )
   averages: Averages = dataclasses.field(default_factory=Averages)
 
   def __post_init__(self) -> None:
+    self._ended = self.progress.offline  # Whether an episode has ended.
     self._unsent: list[dict[str, Any]] = []  # Episodes that process 0 lacks.
     self._compiled: set[str] = set()
     self._train = Aggregator()
@@ -63,20 +67,28 @@ class Logger:
     self._train_fps = Rate(self.progress.update * self._batch_steps)
     self._latest: dict[str, float] = {}
 
+  def compiled(self, program: str) -> bool:
+    """Returns whether a section has run a program already."""
+    return program in self._compiled
+
   @contextlib.contextmanager
   def section(self, name: str, *, compiles: str) -> Iterator[None]:
     """Times a section; its first use, which compiles, counts as 'compiling'.
 
     Args:
       name: Name of the section.
-      compiles: Name of the program that the section runs.
+      compiles: Name of the program that the section runs; '' if it compiles
+        nothing that takes long.
     """
-    if compiles not in self._compiled:
-      self._compiled.add(compiles)
-      self.writers.terminal.log_status(f'Compiling {compiles}.')
-      name = 'compiling'
-    with self.timer.section(name):
+    if not compiles or compiles in self._compiled:
+      with self.timer.section(name):
+        yield
+      return
+    self._compiled.add(compiles)
+    working = self.writers.terminal.working(f'Compiling {compiles}')
+    with working, self.timer.section('compiling'):
       yield
+      release_memory()
 
   def add_update(self, result: Result) -> None:
     """Adds the metrics of an update."""
@@ -91,7 +103,7 @@ class Logger:
   def add_episodes(self) -> None:
     """Adds the new episodes of this host."""
     while self.episodes:
-      episode = {'step': self.progress.step, **self.episodes.popleft()}
+      episode = self.episodes.popleft()
       if jax.process_index():
         self._unsent.append(episode)
       else:
@@ -129,7 +141,9 @@ class Logger:
       **_waits(sections),
       **self._usage.stats(_device_bytes()),
       **saves,
-      'policy/staleness': self.publisher.staleness(progress.update),
+      **self.writers.stats(),
+      'env/restarts': sum(self.sync.gather(self.env.restarts)),
+      'policy/staleness': progress.update - self.version(),
       'fps/policy': self._policy_fps(progress.step),
       'fps/train': self._train_fps(progress.update * self._batch_steps),
       'perf/goodput': self.timer.goodput(),
@@ -139,7 +153,8 @@ class Logger:
       done, total, unit = progress.update, progress.max_update, 'update'
     else:
       done, total, unit = progress.step, progress.max_step, 'step'
-    self.writers.terminal.progress(done, total, metrics, unit=unit)
+    note = '' if self._ended else 'no episode has ended yet'
+    self.writers.terminal.progress(done, total, metrics, unit=unit, note=note)
     self._latest.update(metrics)
 
   def write_scores(self, episodes: Sequence[Mapping[str, Any]]) -> None:
@@ -161,15 +176,19 @@ class Logger:
   def write_report(self, metrics: Mapping[str, Any]) -> None:
     """Writes metrics and videos as they are."""
     step, update = self.progress.step, self.progress.update
-    frames = step * self.repeat
-    self.writers.write(step, metrics, frames=frames, update=update)
+    frames = step * self.env.repeat
+    with self.progress.failing():
+      self.writers.write(step, metrics, frames=frames, update=update)
 
   def _write_score(
     self, step: int, episode: Mapping[str, Any], mode: str
   ) -> None:
-    self.writers.write_score(step, episode['score'], episode['length'], mode)
+    score, length, stats = (episode[k] for k in ('score', 'length', 'stats'))
+    with self.progress.failing():
+      self.writers.write_score(step, score, length, mode, stats)
 
   def _add_episode(self, episode: Mapping[str, Any]) -> None:
+    self._ended = True
     self.averages.add(episode['stats'])
     self._write_score(episode['step'], episode, 'train')
 

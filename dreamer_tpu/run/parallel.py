@@ -12,16 +12,21 @@ from collections.abc import Callable, Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
+from dreamer_tpu.hosts.preemption import Preemption
 from dreamer_tpu.run import setup, train
 from dreamer_tpu.run.setup import Run
 
 
-def main(config: ConfigDict, logdir: epath.Path) -> int:
+def main(
+  config: ConfigDict, logdir: epath.Path, preemption: Preemption | None = None
+) -> int:
   """Trains; see `train.main`."""
-  with setup.make(config, logdir) as run:
-    with _actor(run) as wait:
-      train.loop(run, wait, update_limit=1)
-    train.finish(run)
+  with (
+    setup.make(config, logdir, preemption) as run,
+    train.saved_at_end(run),
+    _actor(run) as wait,
+  ):
+    train.loop(run, wait, update_limit=1)
   return run.progress.exit_code
 
 
@@ -30,12 +35,10 @@ def _actor(run: Run) -> Iterator[Callable[[], None]]:
   """Acts in a thread.
 
   Yields:
-    Function that waits until an update is due, and raises the error of the
-    thread if it failed.
+    Function that waits until an update is due.
   """
   progress, timer = run.progress, run.timer
   ended = threading.Event()
-  errors: list[BaseException] = []
 
   def act() -> None:
     try:
@@ -45,11 +48,9 @@ def _actor(run: Run) -> Iterator[Callable[[], None]]:
           with timer.section('actor_wait'):
             progress.wait(lambda: not progress.should_wait() or ended.is_set())
     except BaseException as error:
-      errors.append(error)
+      progress.fail(error)
 
   def wait() -> None:
-    if errors:
-      raise errors[0]
     if progress.idle:
       with timer.section('learner_wait'):
         progress.wait(lambda: not progress.idle)
@@ -61,5 +62,3 @@ def _actor(run: Run) -> Iterator[Callable[[], None]]:
   finally:
     ended.set()
     thread.join()
-  if errors:
-    raise errors[0]

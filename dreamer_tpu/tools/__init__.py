@@ -1,1 +1,1 @@
-"""Command-line tools: plan, bench, plot, inspect."""
+"""Command-line tools: plan, bench, plot, inspect, suites."""

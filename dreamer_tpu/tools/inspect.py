@@ -17,6 +17,7 @@ from etils import epath
 
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.dreamerv3 import unpickle
+from dreamer_tpu.cli import platform
 from dreamer_tpu.errors import UserError
 
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)
+  platform.choose()
   try:
     for line in report(args.checkpoint, args.regex):
       print(line)
@@ -64,11 +66,9 @@ def report(path: epath.PathLike, regex: str = '') -> Iterator[str]:
   if folder is not None:
     yield from _report_public(folder, pattern)
     return
-  step = layout.find_step(path)
-  try:
-    yield from _report_step(step, pattern)
-  except (ValueError, OSError) as error:
-    raise layout.unreadable(step, error) from error
+  yield from layout.read_newest(
+    path, lambda step: list(_report_step(step, pattern))
+  )
 
 
 def _report_step(folder: epath.Path, pattern: re.Pattern) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The actor loop stores what it observed, did and remembered."""
 
 import numpy as np
+import pytest
 
 from configs.base import base
 from dreamer_tpu import envs
@@ -26,7 +27,7 @@ def test_transitions_and_episodes():
   env.close()
   assert resets == [0]
   assert set(stored[0]) == {
-    *('count', 'acted', 'draw', 'pid', 'action', 'latent/x'),
+    *('count', 'acted', 'draw', 'pid', 'child', 'action', 'latent/x'),
     *('reward', 'is_first', 'is_last', 'is_terminal'),
   }
   count = [step['count'][0] for step in stored]
@@ -40,3 +41,19 @@ def test_transitions_and_episodes():
     (0, 3.0, 3),
     (1, 3.0, 3),
   ]
+
+
+def test_nothing_is_stored_if_the_environments_fail():
+  env = envs.make_vector('acting_end3', 2, 0, base().env)
+  stored = []
+  policy = lambda obs: ({'action': np.zeros(2, np.int32)}, {})
+  actor = Actor(env, policy)
+  actor.step(stored.append)
+  step, env.step = env.step, lambda action: 1 / 0
+  with pytest.raises(ZeroDivisionError):
+    actor.step(stored.append)
+  assert len(stored) == 1
+  env.step = step
+  actor.step(stored.append)
+  env.close()
+  assert [x['count'][0] for x in stored] == [0, 1]

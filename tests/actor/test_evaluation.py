@@ -3,19 +3,25 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import SyncVectorEnv
 
+import dreamer_tpu.envs
+from configs.base import base
 from dreamer_tpu.actor.evaluation import evaluate, summarize
 from dreamer_tpu.envs import vector, wrappers
+from dreamer_tpu.envs.serial import Serial
+from dreamer_tpu.envs.waiting import Patience
+from tests.helpers.sample_envs import Shown
 
 LENGTHS = (10, 1000)
+
+dreamer_tpu.envs.register('shown', Shown)
 
 
 class ShortOrLong(gymnasium.Env):
   """Random choice of two episode lengths, with a reward of 1 per step."""
 
   observation_space = gymnasium.spaces.Dict(
-    image=gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    image=gymnasium.spaces.Box(0, 255, (48, 48, 3), np.uint8)
   )
   action_space = gymnasium.spaces.Discrete(2)
 
@@ -34,12 +40,13 @@ class ShortOrLong(gymnasium.Env):
     return self._obs(), 1.0, self._step == self.length, False, info
 
   def _obs(self):
-    return {'image': np.full((8, 8, 3), min(self._step, 255), np.uint8)}
+    return {'image': np.full((48, 48, 3), min(self._step, 255), np.uint8)}
 
 
 def make(num_envs, seed=0, lengths=LENGTHS):
-  makers = [lambda: wrappers.wrap(ShortOrLong(lengths), 'x')] * num_envs
-  return vector.GymVector(SyncVectorEnv(makers), 'lengths', seed)
+  makers = [lambda: wrappers.Converted(ShortOrLong(lengths))] * num_envs
+  env = Serial(makers, 'lengths', 0, Patience(0))
+  return vector.GymVector(env, 'lengths', seed)
 
 
 def zeros(obs):
@@ -136,6 +143,61 @@ def test_videos_are_of_first_episodes():
   assert evaluate(env, zeros, 4).videos == {}
 
 
+def shown(level, stepping='auto', render=True):
+  """Returns two environments that may be rendered."""
+  config = base().env
+  config.stepping = stepping
+  config.timeout = 0.5 if level == 'hang' else 60
+  task = f'shown_{level}'
+  return dreamer_tpu.envs.make_vector(task, 2, 0, config, render=render)
+
+
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_videos_without_images(stepping):
+  env, seen = shown('works', stepping), []
+  for _ in range(2):
+    result = evaluate(env, zeros, 4, record=1, store=seen.append)
+    assert set(result.videos) == {'render/0'}
+    video = result.videos['render/0']
+    assert video.shape == (5, 64, 128, 3)
+    np.testing.assert_array_equal(video[:, 0, 0, 0], [0, 50, 100, 150, 200])
+  # Only its first episode is rendered, and no other environment.
+  rendered = np.array([step['vector'] for step in seen])
+  np.testing.assert_array_equal(rendered[-1], [10, 0])
+  first = [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+  np.testing.assert_array_equal(rendered[:10, 0], first)
+  env.close()
+
+
+def test_videos_that_nobody_asked_for():
+  env = shown('raise', 'serial', render=False)
+  assert evaluate(env, zeros, 2, record=2).videos == {}
+  env.close()
+
+
+@pytest.mark.parametrize(
+  ('level', 'stepping', 'reason', 'restarts'),
+  [
+    ('raise', 'serial', 'render() raises LookupError: no screen', 0),
+    ('none', 'serial', 'render() returns NoneType, not uint8', 0),
+    ('exit', 'workers', 'its process died with exit code 3', 1),
+    ('hang', 'workers', 'no answer for 0.5 s', 1),
+    ('hang', 'serial', 'no answer for 0.5 s', 1),
+  ],
+)
+def test_a_video_that_breaks_off(level, stepping, reason, restarts, caplog):
+  env = shown(level, stepping)
+  for _ in range(2):
+    result = evaluate(env, zeros, 4, record=1)
+    assert result.complete
+    assert [x['length'] for x in result.episodes] == [4] * 4
+  told = [x for x in caplog.messages if 'there is no video' in x]
+  assert len(told) == 1
+  assert reason in told[0]
+  assert env.restarts == restarts
+  env.close()
+
+
 def test_stops_when_told():
   calls = []
   result = evaluate(
@@ -144,6 +206,44 @@ def test_stops_when_told():
   assert len(calls) == 51
   assert not result.complete
   assert len(result.episodes) < 100
+
+
+def test_episodes_that_do_not_end_in_time_are_counted_apart():
+  """The episodes of a slot are short until its first long one."""
+  steps = []
+  result = evaluate(
+    make(3),
+    zeros,
+    12,
+    length=100,
+    stepped=lambda step, ended: steps.append((step, ended)),
+  )
+  expected = []
+  for slot in range(3):
+    lengths = started(slot, 4)
+    expected += lengths[: lengths.index(1000)] if 1000 in lengths else lengths
+  assert 1000 in {x for slot in range(3) for x in started(slot, 4)}
+  assert sorted(x['length'] for x in result.episodes) == sorted(expected)
+  assert result.complete
+  late = result.unfinished
+  assert late
+  assert {(x['length'], x['score']) for x in late} == {(100, 100.0)}
+  assert [step for step, _ in steps] == list(range(len(steps)))
+  assert steps[-1][1] == len(expected)
+  metrics = result.metrics()
+  assert metrics['episode/count'] == len(expected)
+  assert metrics['unfinished/count'] == len(late)
+  assert metrics['unfinished/score'] == 100
+
+
+def test_an_evaluation_without_an_end():
+  result = evaluate(make(2, lengths=(10**6, 10**6)), zeros, 4, length=50)
+  assert result.complete
+  assert result.metrics() == {
+    'episode/count': 0,
+    'unfinished/count': 2,
+    'unfinished/score': 50,
+  }
 
 
 def episode(score):

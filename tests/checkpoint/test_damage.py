@@ -3,20 +3,10 @@
 import shutil
 
 import pytest
-from absl import logging
 
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.errors import UserError
 from tests.helpers.small_run import Run, contents
-
-
-@pytest.fixture(autouse=True)
-def verbosity():
-  """Shows warnings, whatever previous tests have set."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.WARNING)
-  yield
-  logging.set_verbosity(before)
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +104,7 @@ def snapshot(logdir):
 def refuse(logdir, load):
   before = snapshot(logdir)
   with Run(logdir) as run, pytest.raises(UserError) as info:
-    run.checkpointer.restore_newest(lambda step: load(run, step), lambda x: [x])
+    run.checkpointer.restore_newest(lambda step: load(run, step))
   assert snapshot(logdir) == before
   assert '\n' not in str(info.value)
   return str(info.value)

@@ -143,15 +143,23 @@ def test_refusals(logdir, tmp_path):
   assert "'rss' matches no parameter" in refused(logdir, 'rss', fresh)
   assert 'not a regular expression' in refused(logdir, 'a(', fresh)
   assert 'No checkpoint' in refused(tmp_path, '.*', fresh)
-  shapes = jax.eval_shape(lambda: {'policy': fresh['value']})
-  message = refused(logdir, '.*', shapes)
-  assert 'lacks parameters that the agent needs: policy/out/bias' in message
 
 
-def test_other_shapes_are_refused(logdir):
+def test_other_shapes_are_refused_or_fresh(logdir):
   wide = make_params(0.0, units=6)
   message = refused(logdir, 'rssm', wide)
   assert 'rssm/gru/kernel [6, 4] here, [4, 4] there' in message
+  assert 'from_checkpoint_mismatch=fresh' in message
+  params, report = restore_partial(logdir, 'rssm', wide, 'fresh')
+  assert loaded(params) == {'rssm/gru/bias', 'rssm/prior_logits/bias'}
+  assert set(report.loaded) == loaded(params)
+  assert [x.split(' ')[0] for x in report.differing] == [
+    'rssm/gru/kernel',
+    'rssm/prior_logits/kernel',
+  ]
+  assert report.lines()[2].startswith('Fresh, of another shape')
+  message = refused(logdir, '.*/kernel', wide, 'fresh')
+  assert 'Nothing to load' in message
 
 
 def test_missing_names_are_listed(logdir):
@@ -160,7 +168,7 @@ def test_missing_names_are_listed(logdir):
   assert report.missing == ('policy/out/bias',)
   lines = report.lines()
   assert lines[0].startswith('Loaded (12): encoder/mlp/bias')
-  assert lines[2] == 'Missing in the checkpoint (1): policy/out/bias'
+  assert lines[3] == 'Missing in the checkpoint (1): policy/out/bias'
 
 
 def public_tree(value):

@@ -1,5 +1,7 @@
 """Command lines: parsing, validation, and errors of one line."""
 
+import importlib
+import io
 import json
 import pathlib
 import re
@@ -55,6 +57,13 @@ def test_integers(text, number):
   assert type(steps) is int
 
 
+def test_an_environment_may_close_stdout(monkeypatch):
+  closed = io.StringIO()
+  closed.close()
+  monkeypatch.setattr(sys, 'stdout', closed)
+  flags._flush()
+
+
 def test_large_integers_are_exact():
   written = '9007199254740993'
   steps = config_of(f'--config.run.steps={written}').run.steps
@@ -73,6 +82,11 @@ def test_an_integer_is_a_number():
 def test_tuples(text):
   config = config_of(f'--config.metrics.outputs={text}')
   assert config.metrics.outputs == ('log', 'jsonl')
+
+
+def test_keys_named_like_methods():
+  encoder = config_of('--config.agent.encoder.keys=image|a,b').agent.encoder
+  assert encoder['keys'] == 'image|a,b'
 
 
 def test_tuples_of_one_and_of_numbers():
@@ -130,6 +144,38 @@ def test_config_files_of_users(tmp_path):
   assert (config.task, config.batch_size) == ('gym_Pendulum-v1', 2)
 
 
+@pytest.mark.parametrize('suite', ['crafter', 'configs/crafter.py'])
+def test_suites_by_name_beside_a_configs_folder_of_the_user(
+  tmp_path, monkeypatch, suite
+):
+  (tmp_path / 'configs').mkdir()
+  for name in ('__init__', 'base', 'presets', 'gym'):
+    (tmp_path / 'configs' / f'{name}.py').write_text('raise RuntimeError\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in [x for x in sys.modules if x.split('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  assert config_of(f'--config={suite}:debug').task == 'crafter_reward'
+  assert config_of().task == 'gym_CartPole-v1'
+  with pytest.raises(RuntimeError):
+    importlib.import_module('configs')
+
+
+def test_a_file_of_the_user_imports_what_is_beside_it(tmp_path, monkeypatch):
+  (tmp_path / 'beside_it.py').write_text('TASK = "gym_Pendulum-v1"\n')
+  (tmp_path / 'mine.py').write_text(
+    'import beside_it\n'
+    'def get_config(presets):\n'
+    '  from configs import crafter\n'
+    '  config = crafter.get_config(presets)\n'
+    '  config.task = beside_it.TASK\n'
+    '  return config\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  assert config_of('--config=mine.py:debug').task == 'gym_Pendulum-v1'
+
+
 def test_other_arguments_are_left_to_tools():
   args = ['--topology=v5e:4x4', ATARI, '--json', '--config.seed=1', 'x']
   config, rest = flags.parse_config(args)
@@ -153,13 +199,15 @@ def test_configuration_is_locked():
 @pytest.mark.parametrize(
   ('args', 'parts'),
   [
-    (['--config=configs/atri.py'], ['atri.py', "'configs/atari.py'", 'gym.py']),
-    (['--config=README.md'], ['README.md', 'no Python file', 'gym.py']),
+    (['--config=configs/atri.py'], ['atri.py', "'atari'", 'gym']),
+    (['--config=README.md'], ['README.md', 'no suite or file', 'gym']),
     (['--config=configs/base.py'], ['configs/base.py', 'get_config']),
     ([f'{ATARI}:size40m'], ['size40m', "'size400m'"]),
     (['--config.run.step=1'], ['--config.run.step', '--config.run.steps?']),
     (['--config.lr=1e-3'], ['--config.agent.opt.lr?']),
     (['--config.batchsize=4'], ['--config.batch_size?']),
+    (['--config.env.gym.options=4'], ['keys in env.gym: ', 'env.gym.size']),
+    (['--config.zzzqqq=4'], ['--config.zzzqqq; --help lists all keys']),
     (['--config.run=4'], ['group', '--config.run.']),
     (['--config.batch_size=lots'], ['batch_size', "'lots'", 'an integer']),
     (['--config.run.steps=1.5'], ['run.steps', "'1.5'", 'an integer']),
@@ -220,6 +268,7 @@ def test_mistakes_are_one_line_with_the_way_out(args, parts):
     ('mesh.model=-1', ['only one']),
     ('agent.retnorm.high=101', ['agent.retnorm.high=101', '100']),
     ('run.from_checkpoint_regex=(', ["'('", 'regular expression']),
+    ('agent.encoder.keys=*', ["encoder.keys='*'", 'regular expression']),
   ],
 )
 def test_impossible_values(arg, parts):
@@ -249,6 +298,7 @@ def test_dmc_needs_an_observation():
 def test_every_checked_key_exists():
   defaults = flatten(config_of())
   assert validate.CHOICES.keys() <= defaults.keys()
+  assert set(validate.REGEXES) <= defaults.keys()
   numbers = {
     key
     for key, value in defaults.items()
@@ -257,9 +307,12 @@ def test_every_checked_key_exists():
   assert set(validate.RANGES) == {*map(validate.pattern_of, numbers)} - {''}
 
 
-def test_timestamp():
-  path = str(logdirs.resolve('runs/{timestamp}-{timestamp}'))
-  stamps = re.fullmatch(r'/.*/runs/(\d{8}T\d{6})-(\d{8}T\d{6})', path)
+def test_timestamp(tmp_path):
+  path = logdirs.resolve(str(tmp_path / 'runs' / '{timestamp}-{timestamp}'))
+  path = logdirs.share(path, 0, lambda value: [value])
+  assert list(path.parent.iterdir()) == [path]
+  assert list(path.iterdir()) == []
+  stamps = re.fullmatch(r'/.*/runs/(\d{8}T\d{6})-(\d{8}T\d{6})', str(path))
   assert stamps
   assert stamps[1] == stamps[2]
 

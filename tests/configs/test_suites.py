@@ -13,14 +13,45 @@ from dreamer_tpu.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# task, steps, environments, train ratio, image (height, width, gray).
+# task, steps, environments, train ratio, size (height, width, gray).
 SUITES = {
   'atari': ('atari_pong', 51_000_000, 16, 32, (96, 96, True)),
   'atari100k': ('atari_pong', 110_000, 1, 256, (64, 64, False)),
+  'bsuite': ('bsuite_mnist/0', 10**10, 1, 1024, None),
   'crafter': ('crafter_reward', 1_100_000, 1, 512, (64, 64, False)),
   'dmc_proprio': ('dmc_walker_walk', 1_100_000, 16, 1024, None),
   'dmc_vision': ('dmc_walker_walk', 1_100_000, 16, 256, (64, 64, False)),
+  'dmlab': (
+    'dmlab_explore_goal_locations_small',
+    26_000_000,
+    16,
+    32,
+    (64, 64, False),
+  ),
+  'dummy': ('dummy_disc', 1_000_000, 16, 32, (64, 64, False)),
+  'loconav': ('loconav_ant_maze_m', 10**10, 16, 256, (64, 64, False)),
+  'memmaze': ('memmaze_9x9', 100_000_000, 16, 32, None),
+  'metaworld': ('metaworld_reach-v3', 1_100_000, 16, 1024, None),
+  'myosuite': (
+    'myosuite_myoElbowPose1D6MFixed-v0',
+    1_100_000,
+    16,
+    1024,
+    None,
+  ),
+  'minecraft': (
+    'minecraft_diamond',
+    10_000_000_000,
+    16,
+    32,
+    (64, 64, False),
+  ),
+  'pinpad': ('pinpad_three', 10_000_000, 16, 32, None),
+  'procgen': ('procgen_coinrun', 110_000_000, 16, 64, (96, 96, False)),
 }
+
+# Not in the paper.
+OTHERS = 'brax', 'craftax', 'dm', 'gym', 'gymnax', 'playground'
 
 # deter, hidden, classes, depth, units.
 SIZES = {
@@ -60,7 +91,8 @@ def test_suite_has_the_published_settings(name):
   assert config.run.train_ratio == ratio
   group = config.env[task.split('_')[0]]
   if image is None:
-    assert (group.image, group.proprio) == (False, True)
+    assert not group.get('image', False)
+    assert group.get('proprio', True)
   else:
     assert group.get('image', True)
     assert (*group.size, group.get('gray', False)) == image
@@ -101,7 +133,7 @@ def test_unknown_preset_names_the_nearest(wrong, near):
     flags.load(f'configs/crafter.py:size1m,{wrong}')
 
 
-@pytest.mark.parametrize('name', [*SUITES, 'gym'])
+@pytest.mark.parametrize('name', [*SUITES, *OTHERS])
 @pytest.mark.parametrize('names', ['', 'debug', 'size1m,debug'])
 def test_every_suite_is_valid(name, names):
   config = suite(name, names)
@@ -109,7 +141,7 @@ def test_every_suite_is_valid(name, names):
   assert flatten(config).keys() == flatten(base.base()).keys()
 
 
-@pytest.mark.parametrize('name', [*SUITES, 'gym'])
+@pytest.mark.parametrize('name', [*SUITES, *OTHERS])
 def test_debug_is_small(name):
   config = suite(name, 'debug')
   agent = config.agent
@@ -122,8 +154,8 @@ def test_debug_is_small(name):
 
 
 def test_help_names_every_preset_and_suite():
-  text = (ROOT / 'main.py').read_text().split('"""')[1]
+  text = (ROOT / 'dreamer_tpu' / '__main__.py').read_text().split('"""')[1]
   named = set(re.findall(r'\w+', text))
   assert set(presets.PRESETS) <= named
-  assert {*SUITES, 'gym'} <= named
+  assert {*SUITES, *OTHERS} <= named
   assert set(sizes.UNITS) == set(SIZES)

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 import dreamer_tpu.envs
 from configs.base import base
@@ -40,7 +42,7 @@ def rollout(task, steps, num_envs=2, seed=0, env_config=None):
       key: np.stack([random_action(space, rng) for rng in rngs])
       for key, space in env.act_space.items()
     }
-    actions.append(action['action'])
+    actions.append(next(iter(action.values())))
     result.append(env.step(action))
   env.close()
   for key, space in env.obs_space.items():
@@ -48,12 +50,6 @@ def rollout(task, steps, num_envs=2, seed=0, env_config=None):
     assert result[-1][key].dtype == space.dtype
   keys = list(result[0])
   return {k: np.array([r[k] for r in result]) for k in keys}, actions
-
-
-def assert_same(a, b):
-  assert set(a) == set(b)
-  for key in a:
-    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 # Atari
@@ -107,23 +103,6 @@ def test_atari_is_ale(game):
   assert ours['reward'][i + 1, 0] == 0
 
 
-def test_atari_time_limit():
-  ours, _ = rollout('atari_pong', 60, env_config=config(atari__length=200))
-  last = np.flatnonzero(ours['is_last'][:, 0])
-  np.testing.assert_array_equal(last, [50])  # 200 frames, 4 per step.
-  assert not ours['is_terminal'].any()
-  np.testing.assert_array_equal(np.flatnonzero(ours['is_first'][:, 1]), [0, 51])
-
-
-def test_atari_seeds():
-  first, _ = rollout('atari_pong', 100)
-  second, _ = rollout('atari_pong', 100)
-  assert_same(first, second)
-  assert (first['image'][:, 0] != first['image'][:, 1]).any()
-  other, _ = rollout('atari_pong', 100, seed=1)
-  assert (first['image'] != other['image']).any()
-
-
 def test_atari_options():
   env_config = config(
     atari__size=(64, 80), atari__gray=False, atari__actions='minimal'
@@ -164,14 +143,6 @@ def test_walker_is_dm_control():
     )
 
 
-def test_dmc_time_limit():
-  env_config = config(dmc__repeat=8)
-  ours, _ = rollout('dmc_cartpole_balance', 128, env_config=env_config)
-  last = np.flatnonzero(ours['is_last'][:, 0])
-  np.testing.assert_array_equal(last, [125])  # 1000 steps.
-  assert not ours['is_terminal'].any()
-
-
 def test_dmc_termination():
   """A task that terminates in dm_control's loop is terminal."""
   from dm_control import suite
@@ -208,9 +179,9 @@ def test_dmc_termination():
 
   from dreamer_tpu.envs.suites import dmc
 
-  env = dmc.ControlSuite('cartpole_balance', config().dmc)
+  env = dmc.make('cartpole_balance', config().dmc)
   inner = suite.load('cartpole', 'balance')
-  env._env = control.Environment(inner.physics, Ends(inner.task))
+  env.dm = control.Environment(inner.physics, Ends(inner.task))
   env.reset()
   ends = [env.step(np.zeros(1, np.float32))[2:4] for _ in range(3)]
   assert ends == [(False, False), (False, False), (True, False)]
@@ -229,6 +200,34 @@ def test_dmc_pixels():
     env.step(action[0])
   direct = env.physics.render(48, 64, 0)
   assert np.abs(ours['image'][-1, 0].astype(int) - direct).max() <= 2
+
+
+def screenshots(task, **kwargs):
+  """Returns the screenshots after a reset, and the environment."""
+  env = dreamer_tpu.envs.make_vector(task, 1, 0, config(**kwargs), render=True)
+  env.reset()
+  return env.screenshots([0]), env
+
+
+def test_dmc_without_images_can_be_rendered(monkeypatch, caplog):
+  from dm_control import suite
+
+  shown, env = screenshots('dmc_cartpole_swingup')
+  env.close()
+  direct = suite.load('cartpole', 'swingup', {'random': vector.seeds(0, 1)[0]})
+  direct.reset()
+  # Ours has hard edges, no shadows and no reflections.
+  difference = shown[0].astype(int) - direct.physics.render(128, 128, 0)
+  assert np.abs(difference).mean() < 2
+  assert not caplog.messages
+  # Without graphics it works as well, but for pictures.
+  monkeypatch.setenv('PYOPENGL_PLATFORM', 'wrong')
+  shown, env = screenshots('dmc_cartpole_swingup')
+  assert shown == {}
+  assert len(caplog.messages) == 1
+  assert 'No OpenGL rendering backend is available' in caplog.messages[0]
+  assert env.step({'action': np.zeros((1, 1), np.float32)})['reward'] >= 0
+  env.close()
 
 
 def test_no_rendering_unless_an_image_is_asked_for():
@@ -257,45 +256,99 @@ print(loaded, os.environ.get('MUJOCO_GL'), 'jax' in sys.modules)
 # Crafter
 
 
-def test_crafter_in_two_processes():
-  # Without sorting, the addresses of objects make Crafter differ after a while.
-  first, _ = rollout('crafter_reward', 300, num_envs=2)
-  second, _ = rollout('crafter_reward', 300, num_envs=1)
-  assert_same({k: v[:, :1] for k, v in first.items()}, second)
-  assert (first['image'][0, 0] != first['image'][0, 1]).any()
-  achievements = [k for k in first if k.startswith('log/achievement_')]
-  assert len(achievements) == 22
-  assert first['log/achievement_collect_sapling'].dtype == np.float32
-
-
 def test_crafter_rewards_and_death():
   """Achievements and health make the reward; death is terminal."""
   from dreamer_tpu.envs import wrappers
   from dreamer_tpu.envs.suites import crafter as ours
 
-  env = wrappers.wrap(ours.Crafter('reward', config().crafter), 'crafter')
+  env = wrappers.Converted(ours.Crafter('reward', config().crafter))
   assert env.action_space['action'].n == 17
   env.reset(seed=3)
-  score, unlocked, terminated, steps = 0.0, 0, False, 0
+  score, terminated = 0.0, False
   rng = np.random.default_rng(0)
   while not terminated:
     action = {'action': np.int32(rng.integers(17))}
     obs, reward, terminated, truncated, _ = env.step(action)
-    score, steps = score + reward, steps + 1
+    score += reward
     assert not truncated
-  unlocked = sum(obs[k] > 0 for k in obs if k.startswith('log/'))
+  counts = [obs[k] for k in obs if k.startswith('log/achievement_')]
+  assert len(counts) == 22
+  unlocked = sum(count > 0 for count in counts)
   # A step that unlocks any number of achievements gives 1; all health is lost.
   assert score == pytest.approx(unlocked - 0.9, abs=0.2)
   env.reset()
   assert env.step({'action': np.int32(0)})[2:4] == (False, False)
 
 
-def test_crafter_time_limit():
-  ours, _ = rollout(
-    'crafter_reward', 5, num_envs=1, env_config=config(crafter__length=5)
-  )
-  np.testing.assert_array_equal(np.flatnonzero(ours['is_last'][:, 0]), [5])
-  assert not ours['is_terminal'].any()
+# Dummy and pin pad
+
+
+def test_dummy():
+  ours, _ = rollout('dummy_disc', 5, env_config=config(dummy__length=3))
+  count = [0, 1, 2, 3, 0, 1]
+  np.testing.assert_array_equal(ours['count'][:, 0], count)
+  np.testing.assert_array_equal(ours['reward'][:, 0], np.sign(count))
+  np.testing.assert_array_equal(ours['is_terminal'][:, 1], np.equal(count, 3))
+  disc = dreamer_tpu.envs.spaces('dummy_disc', config())
+  cont = dreamer_tpu.envs.spaces('dummy_cont', config())
+  shapes = {k: v.shape for k, v in disc[0].items()}
+  assert shapes == {
+    'image': (64, 64, 3),
+    'vector': (7,),
+    'token': (),
+    'count': (),
+    'float2d': (4, 5),
+    'int2d': (2, 3),
+  }
+  assert cont[0] == disc[0]
+  assert disc[1]['act_disc'].n == 5
+  assert cont[1]['act_cont'].shape == (6,)
+
+
+def walk(env, *moves):
+  """Makes moves, such as 'up 3'; returns the last step and all rewards."""
+  rewards = []
+  for move in moves:
+    name, times = move.split()
+    action = ['stay', 'down', 'up', 'right', 'left'].index(name)
+    for _ in range(int(times)):
+      last = env.step({'action': np.array([action], np.int32)})
+      rewards.append(last['reward'][0])
+  return last, rewards
+
+
+def test_pinpad_rewards_the_right_order():
+  env = dreamer_tpu.envs.make_vector('pinpad_three', 1, 0, config())
+  env.reset()
+  to_first = 'up 14', 'left 16'
+  _, rewards = walk(env, *to_first, 'right 15', 'down 9', 'left 5', 'stay 1')
+  assert not any(rewards)  # The order is 1, 3, 2.
+  obs, rewards = walk(env, *to_first, 'down 8', 'right 10', 'up 5')
+  assert rewards == [0] * 52 + [10]
+  cell = lambda row, column: obs['image'][0, 4 * row + 1, 4 * column + 2]
+  np.testing.assert_array_equal(cell(4, 11), [0, 0, 0])  # The player.
+  np.testing.assert_array_equal(cell(3, 11), [0, 0, 255])  # The bright pad.
+  np.testing.assert_array_equal(cell(1, 1), [255, 229, 229])
+  np.testing.assert_array_equal(cell(6, 1), [223, 255, 223])
+  visited = [cell(14, column).tolist() for column in (1, 3, 5)]
+  np.testing.assert_array_equal(visited, np.eye(3) * 255)
+  obs, rewards = walk(env, 'stay 9')
+  np.testing.assert_array_equal(cell(6, 1), [223, 255, 223])
+  obs, more = walk(env, 'up 14')
+  np.testing.assert_array_equal(cell(6, 1), [255, 255, 255])
+  assert not any(rewards + more)
+  env.close()
+
+
+@pytest.mark.parametrize(
+  ('pads', 'name'),
+  list(enumerate(['three', 'four', 'five', 'six', 'seven', 'eight'], 3)),
+)
+def test_pinpad_shows_all_pads(pads, name):
+  ours, _ = rollout(f'pinpad_{name}', 0, 4)
+  for image in ours['image'][0]:
+    colors = np.unique(image.reshape(-1, 3), axis=0)
+    assert len(colors) == pads + 3  # Floor, walls and the player.
 
 
 # Gymnasium
@@ -326,15 +379,79 @@ def test_cartpole_is_gymnasium():
   assert ours['is_terminal'].sum() >= 4
 
 
-def test_gym_options():
-  env_config = config(gym__repeat=4, gym__length=20)
-  ours, _ = rollout('gym_Pendulum-v1', 12, env_config=env_config)
-  np.testing.assert_array_equal(np.flatnonzero(ours['is_last'][:, 0]), [5, 11])
-  assert not ours['is_terminal'].any()
-  blackjack, _ = dreamer_tpu.envs.spaces('gym_FrozenLake-v1', env_config)
-  assert blackjack['vector'].n == 16
-  with pytest.raises(UserError, match='Tuple'):
-    dreamer_tpu.envs.spaces('gym_Blackjack-v1', env_config)
+def test_gym_spaces():
+  lake, _ = dreamer_tpu.envs.spaces('gym_FrozenLake-v1', config())
+  assert lake['vector'].n == 16
+  blackjack, _ = dreamer_tpu.envs.spaces('gym_Blackjack-v1', config())
+  assert {k: v.n for k, v in blackjack.items()} == {'0': 32, '1': 11, '2': 2}
+
+
+def test_gym_arguments():
+  easy = dreamer_tpu.envs.spaces(
+    'gym_FrozenLake-v1', config(gym__kwargs='{"map_name": "8x8"}')
+  )
+  assert easy[0]['vector'].n == 64
+  task = 'gym_FrozenLake-v1'
+  with pytest.raises(UserError, match="unexpected keyword argument 'nothing'"):
+    dreamer_tpu.envs.spaces(task, config(gym__kwargs='{"nothing": 1}'))
+
+
+def test_gym_render_modes(caplog):
+  shown, env = screenshots('gym_InvertedPendulum-v5')
+  env.close()
+  assert shown[0].shape == (128, 128, 3)
+  assert shown[0].std() > 0
+  shown, env = screenshots('gym_tests.helpers.toys:ThreeMoves-v0')
+  env.close()
+  assert shown == {}
+  assert 'render() returns NoneType' in caplog.text
+
+
+class Numbers(gymnasium.Env):
+  observation_space = action_space = gymnasium.spaces.Discrete(9)
+
+  def __init__(self, index, role='train', **options):
+    self._index = index
+    assert (role, options) == ('train', {'port': 1})
+
+  def reset(self, **kwargs):
+    return self._index, {}
+
+
+def test_gym_number_and_role():
+  gymnasium.register('Numbers-v0', Numbers, kwargs={'port': 1})
+  env_config = config(gym__kwargs='{"role": "train"}')
+  env_config.stepping = 'serial'
+  env = dreamer_tpu.envs.make_vector(
+    'gym_Numbers-v0', 2, 0, env_config, role='eval', first=3
+  )
+  np.testing.assert_array_equal(env.reset()['vector'], [3, 4])
+  env.close()
+
+
+MINE = """
+import gymnasium
+class Mine(gymnasium.Env):
+  observation_space = action_space = gymnasium.spaces.Discrete(3)
+  def reset(self, **kwargs):
+    return 1, {}
+  def step(self, action):
+    return 2, 1.0, False, False, {}
+gymnasium.register('Mine-v0', Mine)
+"""
+
+
+def test_a_module_in_the_current_folder(tmp_path, monkeypatch):
+  (tmp_path / 'beside_the_script.py').write_text(MINE)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  env_config = config()
+  env_config.stepping = 'workers'
+  env = dreamer_tpu.envs.make_vector(
+    'gym_beside_the_script:Mine-v0', 1, 0, env_config
+  )
+  assert env.reset()['vector'] == [1]
+  env.close()
 
 
 def test_gym_module():
@@ -345,6 +462,38 @@ def test_gym_module():
   assert act_space['action'].n == 6
   obs_space, _ = dreamer_tpu.envs.spaces(task, config(gym__size=(0, 0)))
   assert obs_space['image'].shape == (210, 160, 3)
+
+
+def test_gymnasium_checks_an_environment():
+  """The checker warns and complains; the instance is closed."""
+  closed = []
+
+  class Unseeded(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+      return np.zeros(2, np.float32), {}
+
+    def close(self):
+      closed.append(self)
+
+  dreamer_tpu.envs.register('unseeded', lambda name, config: Unseeded())
+  env_config = config()
+  env_config.stepping = 'serial'
+  lines = dreamer_tpu.envs.check('unseeded_x', env_config)
+  assert len(closed) == 1
+  with (
+    warnings.catch_warnings(record=True) as caught,
+    pytest.raises(AssertionError) as info,
+  ):
+    check_env(Unseeded(), skip_render_check=True)
+  assert len(lines) == len(caught) + 1
+  for line, warning in zip(lines, caught, strict=False):
+    assert line in str(warning.message)
+  assert lines[-1] == str(info.value)
+  (line,) = dreamer_tpu.envs.check('atari_pong', env_config)
+  assert 'cannot be checked' in line
 
 
 # Names
@@ -372,6 +521,21 @@ def test_unknown_tasks(task, words):
     dreamer_tpu.envs.make_vector(task, 1, 0, config())
   assert '\n' not in str(info.value)
   assert task in str(info.value)
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'ale_py', None)
+  command = r"'ale_py' is missing: pip install -r requirements\.txt$"
+  with pytest.raises(UserError, match=command):
+    dreamer_tpu.envs.make_vector('atari_pong', 1, 0, config())
+
+
+def test_suites_that_need_an_older_python(monkeypatch):
+  suite = dreamer_tpu.envs.registry.suite_of('dmc')
+  monkeypatch.setattr(sys, 'version_info', (3, 12))
+  assert suite.install == 'pip install -r requirements.txt'
+  monkeypatch.setattr(sys, 'version_info', (3, 13))
+  assert 'use Python 3.11 or 3.12' in suite.install
 
 
 def test_registered_suites():

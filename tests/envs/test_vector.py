@@ -7,15 +7,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import dreamer_tpu.envs
 from configs.base import base
-from dreamer_tpu.envs import vector, workers
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.envs import serial, vector, waiting, workers, wrappers
+from dreamer_tpu.envs.serial import Serial
+from dreamer_tpu.envs.together import Together
+from dreamer_tpu.envs.waiting import Patience
+from dreamer_tpu.errors import Interrupted, UserError
+from tests.helpers.clock import Clock
 from tests.helpers.sample_envs import Counter
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,11 +30,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 dreamer_tpu.envs.register('counter', Counter)
 
 
-def make(level, num_envs=2, seed=0, stepping='auto'):
+def make(
+  level,
+  num_envs=2,
+  seed=0,
+  stepping='auto',
+  restarts=0,
+  timeout=0.0,
+  stop=lambda: False,
+):
   config = base().env
-  config.stepping = stepping
+  config.stepping, config.restarts = stepping, restarts
+  config.timeout = timeout
   return dreamer_tpu.envs.make_vector(
-    f'counter_{level}', num_envs, seed, config
+    f'counter_{level}', num_envs, seed, config, stop
   )
 
 
@@ -52,7 +68,7 @@ def test_episodes(stepping, end):
   np.testing.assert_array_equal(rows['is_terminal'], terminal)
   assert obs[0]['reward'].dtype == np.float32
   assert obs[0]['is_last'].dtype == bool
-  assert set(env.obs_space) == {'count', 'acted', 'draw', 'pid'}
+  assert set(env.obs_space) == {'count', 'acted', 'draw', 'pid', 'child'}
   # Log scalars of infos are NaN where missing; other infos are dropped.
   half = np.array([o['log/half'][0] for o in obs[1:]])
   np.testing.assert_array_equal(half[:3], [0.5, np.nan, 1.5])
@@ -102,7 +118,7 @@ def test_exception_in_an_environment(stepping):
   env = make('raise2', stepping=stepping)
   pids = {int(pid) for pid in env.reset()['pid']} - {os.getpid()}
   env.step(act())
-  with pytest.raises(RuntimeError) as info:
+  with pytest.raises(UserError) as info:
     env.step(act())
   assert re.fullmatch(
     r'task counter_raise2, step 2: environment [01] \(sample_envs\.py:\d+\): '
@@ -112,49 +128,233 @@ def test_exception_in_an_environment(stepping):
   assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
 
 
-def test_a_worker_that_dies():
-  env = make('exit2')
-  env.reset()
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_an_environment_that_raises_is_restarted(stepping, caplog):
+  env = make('raise2', stepping=stepping, restarts=2)
+  obs = [env.reset()] + [env.step(act()) for _ in range(4)]
+  rows = {k: [o[k][1] for o in obs] for k in obs[0]}
+  np.testing.assert_array_equal(rows['count'], [0, 1, 0, 1, 0])
+  np.testing.assert_array_equal(rows['reward'], [0, 1, 0, 1, 0])
+  np.testing.assert_array_equal(rows['is_first'], [1, 0, 1, 0, 1])
+  assert not any(rows['is_last'])
+  assert not any(rows['is_terminal'])
+  assert env.restarts == 4
+  draws = np.array([o['draw'] for o in obs])
+  assert len(np.unique(draws)) == draws.size
+  assert len(caplog.messages) == 4
+  assert re.fullmatch(
+    r'Task counter_raise2, step 2: environment 0 \(sample_envs\.py:\d+\): '
+    r'ZeroDivisionError: a bug in the environment; restart 1 of at most 2\.',
+    caplog.messages[0],
+  )
   env.step(act())
-  message = r'^task counter_exit2, step 2: environment 0 \(exit code 3\).* died'
-  with pytest.raises(RuntimeError, match=message):
+  with pytest.raises(UserError, match=r'step 6: environment . .*ZeroDiv'):
     env.step(act())
+
+  again = make('raise2', stepping='serial', restarts=2)
+  repeated = [again.reset()] + [again.step(act()) for _ in range(4)]
+  np.testing.assert_array_equal(draws, [o['draw'] for o in repeated])
+
+
+def test_restarts_count_anew_after_an_episode():
+  """The environment raises in its third step, and then in each third one."""
+  steps = []
+
+  class Flaky(Counter):
+    def step(self, action):
+      steps.append(action)
+      if len(steps) % 3 == 0:
+        raise ConnectionResetError('gone')
+      return super().step(action)
+
+  def run(length, count):
+    steps.clear()
+    make = lambda: wrappers.Converted(Flaky(f'end{length}'))
+    env = Serial([make], 'flaky', 2, Patience(0))
+    env.reset(seed=[0])
+    for _ in range(count):
+      env.step(act(1))
+    return env.restarts
+
+  assert run(length=1, count=30) > 2
+  with pytest.raises(UserError, match='ConnectionResetError: gone'):
+    run(length=99, count=9)
+  assert run(length=99, count=8) == 2
+
+
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_an_environment_that_hangs_is_restarted(stepping, caplog):
+  """Environment 1 hangs in its third step; 0 and 2 go on as they were."""
+  env = make('hang3of1', 3, stepping=stepping, restarts=1, timeout=0.5)
+  obs = [env.reset()] + [env.step(act(3)) for _ in range(4)]
+  counts = np.array([o['count'] for o in obs])
+  np.testing.assert_array_equal(counts[:, 0], [0, 1, 2, 3, 4])
+  np.testing.assert_array_equal(counts[:, 1], [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal(counts[:, 2], counts[:, 0])
+  np.testing.assert_array_equal(obs[3]['is_first'], [False, True, False])
+  assert not np.array([o['is_last'] for o in obs]).any()
+  assert env.restarts == 1
+  assert caplog.messages == [
+    'Task counter_hang3of1, step 3: environment 1: no answer for 0.5 s '
+    '(env.timeout); restart 1 of at most 1.'
+  ]
+  env.step(act(3))
+  with pytest.raises(UserError, match='step 6: environment 1: no answer for'):
+    env.step(act(3))
+
+
+@pytest.mark.parametrize('event', ['exit3of1', 'kill3of1'])
+def test_a_worker_that_dies_is_restarted(event, caplog):
+  env = make(event, 3, restarts=1)
+  obs = [env.reset()] + [env.step(act(3)) for _ in range(4)]
+  np.testing.assert_array_equal([o['count'][1] for o in obs], [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal([o['count'][0] for o in obs], [0, 1, 2, 3, 4])
+  assert obs[0]['pid'][1] != obs[-1]['pid'][1]
+  code = 3 if event.startswith('exit') else -9
+  assert f'environment 1: its process died with exit code {code}' in caplog.text
   env.close()
 
 
-def test_a_worker_that_is_killed_while_idle():
-  env = make('end99')
-  pid = int(env.reset()['pid'][1])
-  os.kill(pid, signal.SIGKILL)
-  with pytest.raises(RuntimeError, match=r'environment 1 \(exit code -9\)'):
-    env.step(act())
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_an_environment_that_exits_or_interrupts(stepping, caplog, capfd):
+  """Its code raises SystemExit or KeyboardInterrupt, as it may at a key."""
+  for event, name in (('leave', 'SystemExit: 5'), ('key', 'KeyboardInterrupt')):
+    env, folder = make(f'{event}2', stepping=stepping, restarts=1), os.getcwd()
+    obs = [env.reset()] + [env.step(act()) for _ in range(2)]
+    assert os.getcwd() == folder
+    np.testing.assert_array_equal([o['count'][0] for o in obs], [0, 1, 0])
+    env.close()
+    assert re.search(rf'environment 1 \(.*\): {name}; restart 1', caplog.text)
+  assert capfd.readouterr().err == ''
 
 
-def test_broken_environment():
-  with pytest.raises(LookupError, match='no such level'):
-    make('broken')
-
-
-def test_broken_environment_in_workers_only():
-  message = (
-    r'^task counter_brokenworker: environment [01] \(sample_envs\.py:\d+\): '
-    'LookupError: no such level$'
-  )
-  with pytest.raises(RuntimeError, match=message):
-    make('brokenworker')
-
-
-def test_a_worker_that_hangs_is_killed():
-  env = make('hang1')
-  pids = {int(pid) for pid in env.reset()['pid']}
-  env._env.step_async(act())
-  workers.stop(env._env, timeout=0.1)
+def test_a_worker_that_is_killed_while_idle(caplog):
+  env = make('end99', restarts=1)
+  pids = env.reset()['pid'].astype(int)
+  os.kill(pids[1], signal.SIGKILL)
+  gone([pids[1]])
+  obs = env.step(act())
+  np.testing.assert_array_equal(obs['count'], [1, 0])
+  assert 'environment 1: its process died with exit code -9' in caplog.text
+  env.close()
   assert gone(pids, seconds=0)
 
 
+def test_a_vector_environment_of_a_suite_is_restarted_as_a_whole(caplog):
+  """Their third steps raise, hang, and exit."""
+  made = []
+
+  def make_whole():
+    makers = [lambda: Counter('end99')] * 2
+    env = wrappers.ConvertedVector(SyncVectorEnv(makers))
+    step, number = env.step, len(made)
+    env.step = lambda action: (
+      step(action) if steps.append(action) or len(steps) % 3 else fail(number)
+    )
+    made.append(env)
+    return env
+
+  def fail(number):
+    if number == 1:
+      time.sleep(1000)
+    if number == 2:
+      sys.exit('no license')
+    raise ConnectionResetError('gone')
+
+  steps = []
+  whole = Together(make_whole, 'whole', 2, Patience(0.5))
+  env = vector.GymVector(whole, 'whole', 0)
+  obs = [env.reset()] + [env.step(act()) for _ in range(7)]
+  np.testing.assert_array_equal(
+    [o['count'][1] for o in obs], [0, 1, 2, 0, 1, 2, 0, 1]
+  )
+  first = [o['is_first'].all() for o in obs]
+  np.testing.assert_array_equal(np.flatnonzero(first), [0, 3, 6])
+  draws = np.array([o['draw'] for o in obs])
+  assert len(np.unique(draws)) == draws.size
+  assert len(made) == 3
+  assert env.restarts == 2
+  assert 'step 3: all environments (test_vector.py' in caplog.messages[0]
+  assert 'step 6: all environments: no answer for 0.5 s' in caplog.messages[1]
+  env.step(act())
+  with pytest.raises(UserError, match=r'step 9: all .*SystemExit: no license'):
+    env.step(act())
+
+
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_a_stop_request_ends_the_wait_for_an_environment(stepping, monkeypatch):
+  monkeypatch.setattr(waiting, 'GRACE', 0.2)
+  asked = []
+  env = make('hang2', stepping=stepping, timeout=1000, stop=lambda: asked)
+  pids = {int(pid) for pid in env.reset()['pid']} - {os.getpid()}
+  env.step(act())
+  threading.Timer(0.2, asked.append, ['stop']).start()
+  with pytest.raises(Interrupted):
+    env.step(act())
+  monkeypatch.setattr(workers, 'CLOSING', 0.1)
+  env.close()
+  assert gone(pids, seconds=0)
+
+
+def test_a_close_that_hangs_does_not_delay_the_end(monkeypatch):
+  monkeypatch.setattr(serial, 'CLOSING', 0.1)
+  monkeypatch.setattr(Counter, 'close', lambda self: time.sleep(1000))
+  env = make('end9', stepping='serial')
+  begin = time.monotonic()
+  env.close()
+  assert time.monotonic() - begin < 10
+
+
+def test_patience():
+  clock = Clock()
+  looks = []
+
+  def ready(seconds):
+    looks.append(clock())
+    clock.advance(1)
+    return False
+
+  with pytest.raises(waiting.Hung, match='no answer for 3 s'):
+    Patience(3, clock=clock).wait(ready)
+  assert clock() == 3
+  with pytest.raises(waiting.Hung, match='no answer for 30 s'):
+    Patience(3, clock=clock).wait(ready, starts=True)
+  assert clock() == 33
+  # The limit counts from the last progress.
+  with pytest.raises(waiting.Hung):
+    Patience(3, clock=clock).wait(ready, progress=lambda: min(clock(), 40))
+  assert clock() == 43
+  with pytest.raises(Interrupted):
+    Patience(0, lambda: clock() >= 60, clock=clock).wait(ready)
+  assert clock() == 60 + waiting.GRACE
+
+
+@pytest.mark.parametrize('level', ['broken', 'brokenworker'])
+def test_broken_environment(level):
+  message = (
+    rf'^task counter_{level}: environment [01] \(sample_envs\.py:\d+\): '
+    'LookupError: no such level'
+  )
+  with pytest.raises(UserError) as info:
+    make(level, stepping='serial' if level == 'broken' else 'workers')
+  assert re.fullmatch(message, str(info.value))
+  frames = info.value.__notes__[0].splitlines()
+  assert len(frames) <= 10
+  assert "raise LookupError('no such level')" in frames[-1]
+
+
 def test_a_worker_that_dies_while_starting():
-  with pytest.raises(RuntimeError, match='died while starting'):
+  with pytest.raises(UserError, match=r'environment 0: its process died .* 4:'):
     make('dies')
+
+
+def test_children_of_environments(tmp_path):
+  """They may have processes, which end with them, also if they hang."""
+  env = make('child9', restarts=0, stepping='workers')
+  children = {int(x) for x in env.reset()['child']}
+  assert not gone(children, seconds=0)
+  env.close()
+  assert gone(children)
 
 
 def test_wrong_actions():
@@ -163,6 +363,37 @@ def test_wrong_actions():
   with pytest.raises(ValueError, match=r'shape \(3,\), expected \(2,\)'):
     env.step(act(3))
   env.close()
+  env.close()
+
+
+class Numbered(Counter):
+  """Counts from its number, which its process knows, too."""
+
+  def __init__(self, level, config, index, role):
+    super().__init__(level)
+    self._own = index
+    variables = os.environ['DREAMER_ENV_INDEX'], os.environ['DREAMER_ENV_ROLE']
+    assert variables == (str(index), role)
+    assert role == 'eval'
+
+  def _obs(self, action):
+    return {**super()._obs(action), 'count': self._own}
+
+
+@pytest.mark.parametrize('stepping', ['serial', 'workers'])
+def test_number_and_role(stepping, monkeypatch):
+  dreamer_tpu.envs.register('numbered', Numbered)
+  monkeypatch.setenv('DREAMER_ENV_ROLE', 'mine')
+  config = base().env
+  config.stepping = stepping
+  env = dreamer_tpu.envs.make_vector(
+    'numbered_raise2', 2, 0, config, role='eval', first=7
+  )
+  obs = [env.reset()] + [env.step(act()) for _ in range(2)]
+  assert env.restarts == 2
+  np.testing.assert_array_equal([x['count'] for x in obs], [[7, 8]] * 3)
+  assert os.environ['DREAMER_ENV_ROLE'] == 'mine'
+  assert 'DREAMER_ENV_INDEX' not in os.environ
   env.close()
 
 
@@ -261,3 +492,91 @@ for _ in range(10_000):
   os.kill(process.pid, signal.SIGKILL)
   process.communicate(timeout=30)
   assert gone(pids)
+
+
+class Corridor(gymnasium.vector.VectorEnv):
+  """Two walks of four places, written as one environment."""
+
+  def __init__(self, mode=AutoresetMode.NEXT_STEP):
+    self.num_envs = 2
+    self.metadata = {'autoreset_mode': mode}
+    self.single_observation_space = gymnasium.spaces.Discrete(4, start=1)
+    self.single_action_space = gymnasium.spaces.Discrete(2, start=-1)
+    self._place = np.ones(2, int)
+
+  def reset(self, *, seed=None, options=None):
+    assert seed is None or isinstance(seed, int)
+    self._place[:] = 1
+    return self._place, {}
+
+  def step(self, actions):
+    assert set(actions.tolist()) <= {-1, 0}
+    ended = self._place == 4
+    # The same array each time, as some do.
+    self._place[:] = np.where(ended, 1, self._place + actions + 1)
+    return self._place, -actions, self._place == 4, ended & False, {}
+
+
+def test_a_vector_environment_of_a_user():
+  config = base().env
+  dreamer_tpu.envs.register('corridor', lambda *args: Corridor(), vector=True)
+  env = dreamer_tpu.envs.make_vector('corridor_x', 2, 0, config)
+  obs = [env.reset()]
+  obs += [env.step({'action': np.array([1, 0])}) for _ in range(5)]
+  assert [o['vector'].tolist() for o in obs] == [
+    [0, 0], [1, 0], [2, 0], [3, 0], [0, 0], [1, 0]
+  ]  # fmt: skip
+  assert [o['is_terminal'][0] for o in obs] == [0, 0, 0, 1, 0, 0]
+  assert [o['is_first'].tolist() for o in obs[3:]] == [[0, 0], [1, 0], [0, 0]]
+  assert [o['reward'].tolist() for o in obs[1:3]] == [[0, 1], [0, 1]]
+  mode = AutoresetMode.SAME_STEP
+  dreamer_tpu.envs.register(
+    'corridor', lambda *args: Corridor(mode), vector=True
+  )
+  with pytest.raises(UserError, match=r'SAME_STEP.*NEXT_STEP'):
+    dreamer_tpu.envs.make_vector('corridor_x', 2, 0, config)
+
+
+def test_a_vector_entry_point():
+  config = base().env
+  config.gym.vector = True
+  env = dreamer_tpu.envs.make_vector('gym_CartPole-v1', 3, 0, config)
+  obs = [env.reset()]
+  act = {'action': np.array([0, 1, 1])}
+  obs += [env.step(act) for _ in range(20)]
+  last = np.stack([o['is_last'] for o in obs])
+  first = np.stack([o['is_first'] for o in obs])
+  assert last.any()
+  np.testing.assert_array_equal(last[:-1], first[1:])
+  config.gym.repeat = 2
+  with pytest.raises(UserError, match=r'env\.gym\.vector'):
+    dreamer_tpu.envs.make_vector('gym_CartPole-v1', 3, 0, config)
+
+
+def test_spaces_that_cannot_be_sent_are_one_line():
+  class Own(gymnasium.spaces.Box):
+    def __init__(self):
+      super().__init__(-1, 1, (2,))
+      self.function = lambda: 0
+
+  class Env(Counter):
+    def __init__(self):
+      super().__init__()
+      self.observation_space = Own()
+
+  dreamer_tpu.envs.register('own', lambda name, config: Env())
+  with pytest.raises(UserError, match=r'environment 0.*pickle'):
+    dreamer_tpu.envs.make_vector('own_x', 1, 0, base().env)
+
+
+def test_a_vector_environment_may_reuse_its_arrays():
+  class Buffer(Corridor):
+    def __init__(self):
+      super().__init__()
+      self.single_observation_space = gymnasium.spaces.Box(0, 9, ())
+      self._place = np.ones(2, np.float32)
+
+  dreamer_tpu.envs.register('buffer', lambda *args: Buffer(), vector=True)
+  env = dreamer_tpu.envs.make_vector('buffer_x', 2, 0, base().env)
+  obs = [env.reset(), *(env.step(act()) for _ in range(2))]
+  assert [o['vector'][0] for o in obs] == [1, 2, 3]

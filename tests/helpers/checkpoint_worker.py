@@ -90,7 +90,10 @@ class Worker:
     )
     self.shard = Shard(logdir, self.replay)
     self.checkpointer = Checkpointer(
-      logdir / 'checkpoints', timeout=10, on_commit=self.shard.prune
+      logdir / 'checkpoints',
+      timeout=10,
+      on_commit=self.shard.prune,
+      gather=HostSync().gather,
     )
     self.step = 0
     self.rng = np.random.default_rng(index)
@@ -98,9 +101,7 @@ class Worker:
   def restore(self):
     """Resumes from the newest step, if there is one."""
     if layout.committed_steps(self.checkpointer.directory):
-      restored = self.checkpointer.restore_newest(
-        self._attempt, HostSync().gather
-      )
+      restored = self.checkpointer.restore_newest(self._attempt)
       self.agent = restored.agent
       self.step = restored.step
     self.report('restored')

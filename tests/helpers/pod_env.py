@@ -1,9 +1,9 @@
 """A game of 20 steps that can fail on one host.
 
 The environment variable POD_VICTIM names that host, 1 by default. Once the
-file POD_FAULT exists, the victim obeys it: 'raise' or 'hang'. POD_SLOW is the
-duration of its steps in seconds, POD_CLOSE that of closing, and POD_CLOCK the
-error of its wall clock.
+file POD_FAULT exists, the victim obeys it: 'raise' or 'hang', or 'evaluation'
+to raise in evaluations alone. POD_SLOW is the duration of its steps in seconds,
+POD_CLOSE that of closing, and POD_CLOCK the error of its wall clock.
 """
 
 import os
@@ -18,7 +18,9 @@ class Game(gymnasium.Env):
   observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
   action_space = gymnasium.spaces.Discrete(3)
 
-  def __init__(self):
+  def __init__(self, index=None, role=None):
+    self._index = float(index)
+    self._evaluates = role == 'eval'
     victim = os.environ.get('JAX_PROCESS_ID') == os.environ.get(
       'POD_VICTIM', '1'
     )
@@ -39,11 +41,17 @@ class Game(gymnasium.Env):
   def step(self, action):
     time.sleep(self._slow)
     if self._victim and self._fault.exists():
-      if self._fault.read_text() == 'raise':
+      fault = self._fault.read_text()
+      if fault == 'raise' or (fault == 'evaluation' and self._evaluates):
         raise ValueError('the game is over')
-      time.sleep(10_000)
+      if fault == 'hang':
+        time.sleep(10_000)
     self._step += 1
-    return self._observe(), float(action), self._step == 20, False, {}
+    info = {'log/index': self._index}
+    return self._observe(), float(action), self._step == 20, False, info
+
+  def render(self):
+    return np.full((64, 64, 3), 10 * self._step, np.uint8)
 
   def close(self):
     time.sleep(self._close)

@@ -14,10 +14,14 @@ GAME = (
 
 
 def free_port():
-  """Returns a free TCP port of this machine."""
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    return s.getsockname()[1]
+  """Returns a TCP port of this machine that is free, as is the next."""
+  while True:
+    with socket.socket() as one, socket.socket() as two:
+      one.bind(('localhost', 0))
+      port = one.getsockname()[1]
+      with contextlib.suppress(OSError, OverflowError):
+        two.bind(('localhost', port + 1))
+        return port
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def start(logdir, hosts, devices, *args, prefix=lambda host: [], **env):
   """Starts one program per host, and kills them at the end.
 
   Args:
-    logdir: Directory of the run.
+    logdir: Directory of the run, or a function that returns that of a host.
     hosts: Number of processes.
     devices: CPU devices of each.
     *args: Arguments of main.py.
@@ -35,10 +39,12 @@ def start(logdir, hosts, devices, *args, prefix=lambda host: [], **env):
   address = f'{env.pop("ADDRESS", "localhost")}:{free_port()}'
   programs = [
     program.Program(
-      logdir,
+      logdir(host) if callable(logdir) else logdir,
       *args,
       prefix=prefix(host),
       JAX_PLATFORMS='cpu',
+      # JAX caches programs for the first process only; all others compile.
+      XLA_FLAGS='--xla_backend_optimization_level=0',
       JAX_NUM_CPU_DEVICES=str(devices),
       JAX_COORDINATOR_ADDRESS=address,
       JAX_NUM_PROCESSES=str(hosts),

@@ -64,13 +64,24 @@ def fresh_latents(shape, rng):
 
 
 class Model:
-  """Reference replay: a dict of steps and lists of addresses."""
+  """Reference replay: a dict of steps and lists of addresses.
 
-  def __init__(self, length, capacity, chunksize, streams):
+  Attributes:
+    steps: Arrays of each step by address.
+    priorities: Priorities that were set, by address.
+    imported: Addresses of all imported steps.
+    queue: Starts that `Replay(online=True)` draws first.
+  """
+
+  def __init__(self, length, capacity, chunksize, streams, keep=False):
     self.length = length
     self.capacity = capacity
     self.chunksize = chunksize
+    self.keep = keep
     self.steps = {}
+    self.priorities = {}
+    self.imported = set()
+    self.queue = []
     self.chunks = []
     self.old = []
     self.streams = [[] for _ in range(streams)]
@@ -83,6 +94,7 @@ class Model:
     while len(self.steps) + width > self.capacity:
       for address in self.chunks.pop(0):
         del self.steps[address]
+        self.priorities.pop(address, None)
     if self.count % self.chunksize == 0:
       for i in range(width):
         self.serials[i] = self.serial
@@ -98,6 +110,27 @@ class Model:
         key: np.array(value[i]) for key, value in step.items()
       }
     self.count += 1
+    if self.count % self.length == 0:
+      starts = [stream[-self.length] for stream in self.streams]
+      self.queue += [start for start in starts if start in self.steps]
+    self.queue = [start for start in self.queue if start in self.steps]
+
+  def add_imported(self, steps):
+    """Adds a stream, arrays [T, ...], before all others."""
+    stream = []
+    for row in range(len(steps['is_first'])):
+      address = self.serial * self.chunksize + row % self.chunksize
+      if row % self.chunksize == 0:
+        chunk = []
+        if not self.keep:
+          self.chunks.append(chunk)
+      chunk.append(address)
+      stream.append(address)
+      self.steps[address] = {k: np.array(v[row]) for k, v in steps.items()}
+      self.serial += row % self.chunksize == self.chunksize - 1
+    self.serial += len(stream) % self.chunksize > 0
+    self.imported |= set(stream)
+    self.old.append(stream)
 
   def restart(self):
     """Ends all streams and begins new ones."""
@@ -110,6 +143,11 @@ class Model:
       step = self.steps.get(int(stepid[index]))
       if step is not None:
         step.update({k: np.array(v[index]) for k, v in values.items()})
+
+  def prioritize(self, stepid, values):
+    for index in np.ndindex(stepid.shape):
+      if int(stepid[index]) in self.steps:
+        self.priorities[int(stepid[index])] = float(values[index])
 
   def sequences(self):
     """Returns {start: addresses} of all complete sequences."""

@@ -40,6 +40,20 @@ def contents(replay):
   return rows
 
 
+def stored_streams(replay):
+  """Returns the steps by stream and chunk, arrays [steps, ...] by key."""
+  return [
+    [
+      {
+        key: chunk.arrays[key][: chunk.fill].view(field.dtype)
+        for key, field in replay._fields.items()
+      }
+      for chunk in chunks
+    ]
+    for chunks in replay._store.streams().values()
+  ]
+
+
 def files_under(directory):
   """Returns the relative paths of all files."""
   return {

@@ -51,7 +51,14 @@ class Run:
     self.replay.update(ids, values)
     write = self.shard.snapshot({'stream': step})
     run = {'n': step, 'config': CONFIG}
-    self.checkpointer.save(step, make_agent(step), run, write, score=score)
+    self.checkpointer.save(
+      step,
+      make_agent(step),
+      run,
+      write,
+      score=score,
+      replay_bytes=self.shard.planned_bytes,
+    )
     (result,) = self.checkpointer.wait()
     assert bool(result.error) == fails, result.error
     return contents(self.replay)
@@ -66,4 +73,4 @@ class Run:
     return restored.run['n']
 
   def restore(self):
-    return self.checkpointer.restore_newest(self.load, lambda x: [x])
+    return self.checkpointer.restore_newest(self.load)

@@ -1,5 +1,9 @@
 """When things are due."""
 
+import itertools
+
+import pytest
+
 from dreamer_tpu.hosts.clock import Interval
 
 
@@ -17,9 +21,25 @@ def test_negative_is_once_for_interval_update():
 
 def test_seconds_pass_before_it_is_due_again():
   interval = Interval(10)
-  times = (5, 14, 15, 16, 24.9, 40, 49, 50)
+  times = (5, 14, 15, 15.1, 15.2, 25.1, 25.2, 40)
   assert [interval(0, now) for now in times] == [
-    False, False, True, False, False, True, False, True,
+    False, False, True, False, False, False, True, False,
   ]  # fmt: skip
   first = Interval(10, first=True)
-  assert [first(0, now) for now in (3, 4, 13)] == [True, False, True]
+  times = (3, 3.1, 3.2, 13.1, 13.2)
+  assert [first(0, x) for x in times] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_seconds_count_from_the_end_of_an_event(late):
+  """The clock of several hosts is one call late."""
+  interval, now, shown, fired = Interval(10), 0.0, 0.0, []
+  for _ in range(400):
+    shown, now = (shown, now + 1) if late else (now + 1, now + 1)
+    if interval(0, shown):
+      fired.append(now)
+      now += 15  # The event takes longer than its interval.
+    shown = now if late else shown
+  pauses = [y - x - 15 for x, y in itertools.pairwise(fired)]
+  assert len(fired) > 10
+  assert 10 <= min(pauses) <= max(pauses) <= 13

@@ -161,6 +161,6 @@ def test_all_policies_share_one_compilation_whatever_the_seed(agent, params):
   for seed in (0, 1):
     policy = make(agent, params, seed=seed)
     obs = {k: observe(0)[k] for k in policy._keys}
-    args = (params, policy._carry, obs, np.uint32(0), policy._seed)
+    args = (params, policy._carry, obs, np.uint32(0), policy.seed)
     texts.append(policy._step.lower(*args).as_text())
   assert texts[0] == texts[1]

@@ -3,6 +3,8 @@
 import io
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -48,17 +50,61 @@ def test_in_a_file():
   ]
 
 
+def shown(text):
+  """Returns the lines that a terminal shows."""
+  lines, row = [''], 0
+  for part in re.split(r'(\r|\n|\x1b\[\d*[A-Zm])', text):
+    if part == '\n':
+      row += 1
+      lines += [''] * (row == len(lines))
+    elif part == '\x1b[J':
+      lines[row:] = ['']
+    elif up := re.fullmatch(r'\x1b\[(\d+)A', part):
+      row -= int(up[1])
+    elif not part.startswith(('\r', '\x1b')):
+      lines[row] += part
+  return [line.rstrip() for line in lines]
+
+
 def test_a_screen_is_rewritten(monkeypatch):
   monkeypatch.setenv('COLUMNS', '60')
+  stream, clock = Screen(), Clock()
+  terminal = Terminal(stream, clock=clock)
+  terminal.log_status('Compiling.')
+  terminal.progress_line('long ' * 30)
+  for step in (1, 250, 500):
+    terminal.progress(step, 1000, METRICS, note='no episode has ended yet')
+  screen = shown(stream.getvalue())
+  assert screen[0] == '[0s] Compiling.'
+  assert re.fullmatch(
+    r'\[0s\] step 500/1000 \(50%\), left 0s [━╸╺]+', screen[1]
+  )
+  assert [line.split(maxsplit=1) for line in screen[2:]] == [
+    ['speed', '312.4 steps/s'],
+    ['note', 'no episode has ended yet'],
+    ['result', 'score 187.2'],
+    ['losses', 'dyn 1.23 image 34.2'],
+  ]
+  assert max(map(len, screen)) < 60
+  terminal.log_status('Saving.')
+  terminal.progress(750, 1000, {})
+  screen = shown(stream.getvalue())
+  assert screen[1].startswith('[0s] step 500/1000')
+  assert screen[6] == '[0s] Saving.'
+  assert screen[7].startswith('[0s] step 750/1000')
+  assert len(screen) == 8
+
+
+def test_a_low_screen_shows_what_fits(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '30')
+  monkeypatch.setenv('LINES', '4')
   stream = Screen()
   terminal = Terminal(stream)
-  for step in (1, 2, 3):
-    terminal.progress(step, 1000, METRICS)
-  terminal.log_status('Saving.')
-  text = stream.getvalue()
-  assert text.count('\n') == 2
-  assert text.count('\r\x1b[2K') == 3
-  assert max(map(len, re.split(r'\r\x1b\[2K|\n', text))) < 60
+  for step in (1, 2):
+    terminal.progress(
+      step, 10, METRICS | {f'train/loss/{i}': i for i in range(50)}
+    )
+  assert len(shown(stream.getvalue())) == 3
 
 
 def left(stream):
@@ -123,3 +169,43 @@ def test_duration_and_percent():
   assert [terminal.duration(x) for x in seconds] == shown
   assert terminal.percent(9999, 10000) == '99.9%'
   assert terminal.percent(10, 10) == terminal.percent(0, 0) == '100%'
+
+
+def test_lines_that_show_that_something_goes_on():
+  clock, stream = Clock(), io.StringIO()
+  terminal = Terminal(stream, clock=clock)
+  for _ in range(70):
+    clock.advance(1)
+    terminal.pulse('evaluation: 0/8 episodes')
+  with terminal.working('Compiling'):
+    clock.advance(5)
+  terminal.progress(1, 2, {}, note='no episode has ended yet')
+  assert stream.getvalue().splitlines() == [
+    '[30s] evaluation: 0/8 episodes',
+    '[1m00s] evaluation: 0/8 episodes',
+    '[1m10s] Compiling.',
+    '[1m15s] step 1/2 (50%) | left ? | no episode has ended yet',
+  ]
+
+
+def test_work_that_takes_long_shows_its_time(monkeypatch):
+  monkeypatch.setattr(terminal, '_PAUSE', 0.01)
+  clock, stream = Clock(), io.StringIO()
+  with Terminal(stream, clock=clock).working('Compiling'):
+    clock.advance(90)
+    while 'Compiling: 1m30s so far.' not in stream.getvalue():
+      pass
+
+
+def test_warnings_look_like_other_lines():
+  program = (
+    'from absl import logging\n'
+    'from dreamer_tpu.metrics.terminal import Terminal\n'
+    'logging.use_absl_handler()\n'
+    'Terminal(clock=lambda: 7.0).format_warnings()\n'
+    'logging.warning("Task %s: a line.", "x")\n'
+  )
+  ended = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert ended.stderr.splitlines()[-1] == '[0s] warning: Task x: a line.'

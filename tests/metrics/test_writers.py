@@ -1,6 +1,5 @@
 """Files of a log directory, read by other libraries."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +14,8 @@ from PIL import Image
 
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl
-from dreamer_tpu.metrics.writers import BACKLOG, Writers
+from dreamer_tpu.metrics import writers as module
+from dreamer_tpu.metrics.writers import Writers, check_installed
 from tests.helpers.clock import Clock
 
 
@@ -48,7 +48,8 @@ def test_jsonl_content(tmp_path):
       frames=4800,
       update=30,
     )
-    writers.write_score(1234, np.float32(-20.5), 1000, 'train')
+    stats = {'epstats/x/max': 2.0, 'epstats/x/avg': 1.0, 'episode/score': 3.0}
+    writers.write_score(1234, np.float32(-20.5), 1000, 'train', stats)
     # Each write is on disk at once, without a flush.
     (line,) = lines(tmp_path / 'run/metrics.jsonl')
   assert before <= line.pop('time') <= time.time()
@@ -66,6 +67,7 @@ def test_jsonl_content(tmp_path):
       'episode/score': -20.5,
       'episode/length': 1000,
       'mode': 'train',
+      'epstats/x/max': 2.0,
     }
   ]
 
@@ -127,14 +129,19 @@ def test_object_stores_get_whole_files(tmp_path, monkeypatch):
   monkeypatch.setattr(jsonl, 'is_local', lambda path: False)
   path, clock = tmp_path / 'metrics.jsonl', Clock()
   path.write_text('{"step": 1}\n{"step": 9}\n')
-  file = jsonl.JsonLines(path, 5, lambda upload: upload(), clock)
+  file = jsonl.JsonLines(path, 5, clock)
   clock.advance(59)
-  file.append({'step': 6})
+  file.write(b'{"step": 6}\n')
   assert lines(path) == [{'step': 1}]
   clock.advance(2)
-  file.append({'step': 7})
+  path.rename(tmp_path / 'gone')
+  path.mkdir()  # An upload fails, and is tried again with the same line.
+  with pytest.raises(OSError, match='directory'):
+    file.write(b'{"step": 7}\n')
+  path.rmdir()
+  file.write(b'{"step": 7}\n')
   assert lines(path) == [{'step': 1}, {'step': 6}, {'step': 7}]
-  file.append({'step': 8})
+  file.write(b'{"step": 8}\n')
   assert len(lines(path)) == 3
   file.close()
   assert jsonl.read(path) == [{'step': x} for x in (1, 6, 7, 8)]
@@ -149,26 +156,6 @@ def test_videos_are_files(tmp_path):
     assert image.n_frames == 5
     assert image.size == (16, 24)
   assert not list((tmp_path / 'videos/openloop').glob('*.partial'))
-
-
-def test_background_errors_are_raised_by_the_next_call(tmp_path):
-  (tmp_path / 'videos').write_text('in the way')
-  video = {'video': np.zeros((1, 4, 4, 3), np.uint8)}
-  writers = Writers(tmp_path, ('jsonl',))
-
-  def write():
-    for step in range(BACKLOG + 2):
-      writers.write(step, video, frames=1, update=1)
-
-  with pytest.raises(OSError, match='videos'):
-    write()
-  with contextlib.suppress(OSError):  # Other writes may have failed, too.
-    writers.close()
-  writers = Writers(tmp_path, ('jsonl',))
-  writers.write(1, video, frames=1, update=1)
-  with pytest.raises(OSError, match='videos'):
-    writers.close()
-  writers.close()
 
 
 def test_errors_name_the_cause(tmp_path):
@@ -199,9 +186,10 @@ def test_no_tensorflow_without_tensorboard(tmp_path):
   assert result.stdout.strip() == '[]', result.stderr
 
 
-def test_videos_do_not_pile_up(tmp_path):
+def test_videos_do_not_pile_up(tmp_path, monkeypatch):
+  videos, most, count, size = [], 0, 16, 16 * 32 * 32 * 3
+  monkeypatch.setattr(module, 'KEEP_METRICS', 3 * size)
   rng = np.random.default_rng(0)
-  videos, most, count = [], 0, 4 * BACKLOG
   with Writers(tmp_path, ('jsonl',)) as writers:
     for i in range(count):
       frames = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
@@ -209,5 +197,19 @@ def test_videos_do_not_pile_up(tmp_path):
       writers.write(i, {f'openloop/{i}': frames}, frames=i, update=i)
       del frames
       most = max(most, sum(video() is not None for video in videos))
-  assert 1 < most <= BACKLOG + 2
+  assert 1 < most <= 5
   assert len(list((tmp_path / 'videos/openloop').glob('*.gif'))) == count
+
+
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
+  # A folder of that name, as W&B itself makes, is no package.
+  (tmp_path / 'wandb').mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+  for name in ('wandb', 'clu'):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  check_installed(['log', 'jsonl'])
+  with pytest.raises(UserError, match=r"'wandb' needs .*pip install wandb"):
+    check_installed(['wandb'])
+  with pytest.raises(UserError, match=r"'tensorboard' needs .*pip install clu"):
+    check_installed(['log', 'tensorboard'])

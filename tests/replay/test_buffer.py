@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.replay import Sampling
 from tests.helpers.replay_model import (
   SPEC,
   Envs,
@@ -52,6 +53,23 @@ def test_random_operations_match_the_model(seed):
       replay.update(seen, values)
       model.update(seen, values)
   check_all(replay, model)
+
+
+@pytest.mark.parametrize('count', [1, 3, 7, 40])
+def test_extending_equals_adding_step_by_step(count):
+  sampling = Sampling(uniform=0.4, priority=0.3, recency=0.3)
+  options = dict(online=True, capacity=90, sampling=sampling)
+  one, two, envs = make(**options), make(**options), Envs(3)
+  for _ in range(120 // count):
+    steps = [envs.step() for _ in range(count)]
+    for step in steps:
+      one.add(step)
+    two.extend({k: np.stack([x[k] for x in steps]) for k in steps[0]})
+    assert one._state() == two._state()
+    if len(one):
+      (data, ids), (same, same_ids) = one.sample(3), two.sample(3)
+      assert_same({**data, 'ids': ids}, {**same, 'ids': same_ids})
+  assert one.stats() == two.stats()
 
 
 def test_rows_are_contiguous_and_new():
@@ -157,7 +175,9 @@ def test_stats():
   assert replay.stats() == {
     'items': 48.0,
     'steps': 60.0,
-    'ram_gb': pytest.approx(60 * (row + 5) / 1e9),
+    'imported': 0.0,
+    'fill': 0.06,
+    'ram_gb': pytest.approx(60 * (row + 5 + 9 * 300 / 7) / 1e9),
     'inserts': 60.0,
     'samples': 4.0,
     'replay_ratio': pytest.approx(20 / 60),

@@ -1,5 +1,6 @@
 """Evaluation of a trained agent."""
 
+import importlib.util
 import json
 
 import gymnasium
@@ -12,7 +13,7 @@ from dreamer_tpu.cli import flags
 from dreamer_tpu.envs import vector
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import video
-from dreamer_tpu.run import eval_only, setup, train
+from dreamer_tpu.run import eval_only, parts, train
 from tests.helpers import program, tensorboard
 from tests.helpers.golden import PUBLIC
 
@@ -66,7 +67,7 @@ def cartpole(tmp_path_factory):
   return trained(tmp_path_factory.mktemp('cartpole'))
 
 
-def test_scores_are_those_of_its_policy(tmp_path, cartpole):
+def test_scores_are_those_of_its_policy(tmp_path, cartpole, caplog):
   code, config, metrics, scores = evaluated(
     tmp_path,
     cartpole,
@@ -76,21 +77,20 @@ def test_scores_are_those_of_its_policy(tmp_path, cartpole):
   )
   assert code == 0
   # Expected scores, from the public API.
-  seed = setup.seed(config, setup.EVAL_ACTING, 0)
+  seed = parts.seed(config, parts.EVAL_ACTING, 0)
   policy = dreamer_tpu.load_policy(cartpole, seed=seed)
   env = gymnasium.make('CartPole-v1')
-  (start,) = vector.seeds(setup.seed(config, setup.EVAL_ENVS, 0, 0), 1)
+  (start,) = vector.seeds(parts.seed(config, parts.EVAL_ENVS, 0, 0), 1)
   carry, expected = policy.initial(), []
   for episode in range(4):
     obs, _ = env.reset(seed=None if episode else start)
     first, done, score = True, False, 0.0
     while not done:
-      key = next(iter(policy.obs_space))
-      carry, action = policy(carry, {key: obs, 'is_first': first})
-      obs, reward, terminated, truncated, _ = env.step(int(action['action']))
+      carry, action = policy(carry, obs, is_first=first)
+      obs, reward, terminated, truncated, _ = env.step(action)
       first, done, score = False, terminated or truncated, score + reward
     # The last observation is seen, too.
-    carry, _ = policy(carry, {key: obs})
+    carry, _ = policy(carry, obs)
     expected.append(score)
   assert [line['episode/score'] for line in scores] == expected
   (line,) = metrics
@@ -99,11 +99,23 @@ def test_scores_are_those_of_its_policy(tmp_path, cartpole):
   assert line['eval/episode/score_sem'] == pytest.approx(
     np.std(expected, ddof=1) / 2
   )
+  # Gymnasium draws CartPole with pygame, which may be missing.
+  path = tmp_path / 'videos' / 'eval' / 'episode' / 'render' / '0.gif'
+  if importlib.util.find_spec('pygame'):
+    assert len(video.read_gif(path)) == expected[0] + 1
+  else:
+    (text,) = caplog.messages
+    assert 'there is no video, as render() raises' in text
+    assert 'pygame is not installed, run `pip install' in text
 
 
 def test_results_of_a_run_with_images(tmp_path, pictures, capsys):
-  code, _, (line,), scores = evaluated(
-    tmp_path, pictures, PICTURES, '--config.run.eval_eps=5'
+  code, config, (line,), scores = evaluated(
+    tmp_path,
+    pictures,
+    PICTURES,
+    '--config.run.eval_eps=5',
+    '--config.env.check=True',
   )
   assert code == 0
   assert line['step'] == program.steps(pictures)[-1]
@@ -116,6 +128,7 @@ def test_results_of_a_run_with_images(tmp_path, pictures, capsys):
   tags = tensorboard.read(tmp_path).Tags()['tensors']
   assert {'eval/episode/score', 'eval/episode/image/0'} <= set(tags)
   said = capsys.readouterr().out
+  assert f'no complaints about {config.task}' in said
   assert 'score 3 ± 0 (standard error), median 3, 3 to 3, in 5 episodes' in said
   saved = json.loads((tmp_path / 'config.json').read_text())
   assert saved['script'] == 'eval_only'
@@ -130,6 +143,7 @@ def test_a_public_agent(tmp_path):
     '--config.run.eval_envs=1',
     '--config.run.eval_eps=1',
     '--config.policy.eval_mode=sample',
+    '--config.run.eval_video=False',
     '--config.metrics.outputs=jsonl',
   )
   assert code == 0

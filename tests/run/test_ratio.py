@@ -17,33 +17,31 @@ def test_never_drifts(ratio, batch_steps):
   steps, total = 0, updates(0)
   # The decimal as the user wrote it: 0.1 is a tenth.
   rate = Fraction(str(ratio)) / batch_steps
-  for increment in rng.integers(0, 200, 50_000).tolist():
-    steps += increment
-    total += updates(steps)
+  for new in rng.integers(0, 200, 50_000).tolist():
+    steps += new
+    total += updates(new)
     assert total == 1 + steps * rate.numerator // rate.denominator
 
 
 def test_a_third_is_a_third():
   updates = Ratio(1 / 3, 1)
   assert updates(0) == 1
-  assert sum(updates(3 * i) for i in range(1, 100_001)) == 100_000
+  assert sum(updates(3) for _ in range(100_000)) == 100_000
 
 
 def test_a_million_increments():
   rng = np.random.default_rng(1)
   updates = Ratio(0.3, 10)
   steps, total = 0, updates(0)
-  for increment in rng.integers(0, 9, 1_000_000).tolist():
-    steps += increment
-    total += updates(steps)
+  for new in rng.integers(0, 9, 1_000_000).tolist():
+    steps += new
+    total += updates(new)
   assert total == 1 + steps * 3 // 100
 
 
 def test_no_burst_for_the_steps_before_the_first_call():
   updates = Ratio(64, 64)
-  assert updates(5000) == 1
-  assert updates(5000) == 0
-  assert updates(5004) == 4
+  assert [updates(x) for x in (5000, 0, 4)] == [1, 0, 4]
 
 
 def test_zero_never_trains():
@@ -59,8 +57,8 @@ def reload(updates, ratio=0.7):
 
 def test_resumes_from_its_state():
   straight, resumed = Ratio(0.7, 3), reload(Ratio(0.7, 3))
-  for steps in range(0, 5000, 7):
-    assert straight(steps) == resumed(steps)
+  for _ in range(1000):
+    assert straight(7) == resumed(7)
     resumed = reload(resumed)
 
 
@@ -69,17 +67,20 @@ def test_resumes_with_another_ratio():
   updates(0)
   updates(10)  # 10 * 0.7 / 3 = 2 + 1 / 3
   updates = reload(updates, ratio=2)
-  assert [updates(10 + x) for x in (0, 1, 2, 3)] == [0, 1, 0, 1]
+  assert [updates(x) for x in (0, 1, 1, 1)] == [0, 1, 0, 1]
+
+
+def test_no_burst_after_a_pause():
+  updates = Ratio(2, 3)
+  updates(0)
+  updates(2)  # 1 + 1 / 3
+  paused = reload(updates, ratio=0)
+  assert paused(1000) == 0
+  resumed = reload(paused, ratio=2)
+  assert [resumed(x) for x in (1, 1, 1)] == [1, 0, 1]
 
 
 def test_resumes_from_an_old_checkpoint():
   updates = Ratio(2, 3)
   updates.load({'steps': 40, 'carry': [10, 30]})
-  assert [updates(x) for x in (40, 41, 42)] == [0, 1, 0]
-
-
-def test_steps_never_decrease():
-  updates = Ratio(1, 1)
-  updates(10)
-  with pytest.raises(ValueError, match='decreased from 10 to 9'):
-    updates(9)
+  assert [updates(x) for x in (0, 1, 1)] == [0, 1, 0]

@@ -133,7 +133,6 @@ def test_a_signal_saves_and_stops(run):
     assert last['step'] == last['replay/steps'] == state['step']
     assert last['update'] == state['update']
     assert state['policy_steps'] == state['step'] / 2
-    assert state['ratio']['steps'] == state['step']
   assert program.steps(logdir)[-1] == parts[2].state['step']
 
 

@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 import pytest
-from absl import logging
 
 from configs import base
 from dreamer_tpu.checkpoint import layout
@@ -14,15 +13,6 @@ from tests.helpers import small
 
 STREAMS = 4
 CAPACITY = 600
-
-
-@pytest.fixture(autouse=True)
-def verbosity():
-  """Shows warnings, regardless of earlier tests."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.WARNING)
-  yield
-  logging.set_verbosity(before)
 
 
 class Run:
@@ -45,7 +35,7 @@ class Run:
     self.saver = Saver(config, logdir, self.learner, self.replay)
     self.update = 0
     if start:
-      state = self.saver.load_or_init(print, lambda x: [x])
+      state = self.saver.load_or_init(print)
       self.update = state.get('update', 0)
       if 'local' in state:
         self.stream.load(state['local'])

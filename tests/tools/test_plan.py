@@ -13,9 +13,15 @@ import pytest
 
 from configs import dmc_proprio
 from dreamer_tpu.errors import UserError
+from dreamer_tpu.run import memory
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import __main__ as plan
-from dreamer_tpu.tools.plan import hardware, meshes, step, topology
+from dreamer_tpu.tools.plan import (
+  hardware,
+  meshes,
+  step,
+  topology,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -25,6 +31,7 @@ SMALL = [
 DOES_NOT_FIT = step.UpdatePlan(
   topology='v5e:1x1',
   chips=1,
+  devices=1,
   hosts=1,
   mesh=dict(data=1, fsdp=1, model=1),
   batch_size=16,
@@ -56,10 +63,10 @@ def command(*args, **env):
   )
 
 
-def plan_json(*args):
+def plan_json(*args, code=0):
   # Five times faster to compile; good enough for memory and collectives.
   done = command(*args, '--json', JAX_EXEC_TIME_OPTIMIZATION_EFFORT='-1.0')
-  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.returncode == code, done.stderr[-2000:]
   return json.loads(done.stdout)
 
 
@@ -88,12 +95,13 @@ def test_figures(planned):
   # Narrow arrays of this size are padded to tiles of 8 x 128.
   assert state < planned['arguments'] < 10 * state
   assert planned['arguments'] < planned['peak'] < planned['hbm']
+  assert planned['arguments'] + planned['temporaries'] == planned['peak']
   assert planned['hbm'] == 15.75 * 2**30
   assert planned['compile_s'] > 1
   # Every weight of the world model is used at B x T steps, forward and back.
   floor = 6 * 16 * config.batch_length * params
   assert 0.5 * floor < planned['flops'] < 20 * floor
-  assert planned['replay'] * 4 == step.replay_bytes(config, agent)
+  assert planned['replay'] == memory.replay_bytes(config, agent, hosts=4)
 
 
 def test_floors(planned):
@@ -169,7 +177,7 @@ def test_ranking_prefers_what_fits_then_time_then_memory():
   [
     (['--topology=v5e:3x4'], ["'v5e:3x4'", 'v5e:4x4']),
     (['--topology=v5e:4'], ["'v5e:4'", '2 dimensions']),
-    (['--topology=v3:4x4'], ["'v3:4x4'", 'v4, v5e, v5p, v6e']),
+    (['--topology=v3:4x4'], ["'v3:4x4'", 'v4, v5e, v5p, v6e, tpu7x']),
     (['--topology=v5e:64x64'], ['4096 chips', '256']),
     (['--topology=v5e:2x2', '--chips=5'], ['--chips=5', '4 chips']),
     (['--topology=v5e:4x4', '--chips=6'], ['6 devices', 'hosts']),
@@ -204,23 +212,28 @@ def test_errors_are_one_line(capfd, args, parts):
 
 
 @pytest.mark.parametrize(
-  ('name', 'chips', 'hosts'),
-  [('v5e:1x1', 1, 1), ('v5e:4x4', 16, 4), ('v4:2x2x2', 8, 2)],
+  ('name', 'count', 'hosts'),
+  [
+    ('v5e:1x1', 1, 1),
+    ('v5e:4x4', 16, 4),
+    ('v4:2x2x2', 8, 2),
+    ('tpu7x:2x2x2', 16, 2),  # Two devices per chip.
+  ],
 )
 @pytest.mark.parametrize('model', [1, 2, 4])
-def test_meshes_of_topologies_keep_rows_on_hosts(name, chips, hosts, model):
+def test_meshes_of_topologies_keep_rows_on_hosts(name, count, hosts, model):
   devices = topology.devices(name)
-  assert len(devices) == chips
-  if model > chips:
+  assert len(devices) == count
+  if model > count:
     with pytest.raises(UserError):
       mesh_lib.make(dict(data=-1, fsdp=1, model=model), devices)
     return
   for sizes in ((-1, 1), (1, -1), (2, -1)):
-    if chips // model < 2 and 2 in sizes:
+    if count // model < 2 and 2 in sizes:
       continue
     config = dict(data=sizes[0], fsdp=sizes[1], model=model)
     mesh = mesh_lib.make(config, devices)
-    assert len({x.id for x in mesh.devices.flat}) == chips
+    assert len({x.id for x in mesh.devices.flat}) == count
     rows = mesh.devices.reshape(-1, model)
     owners = np.array([[x.process_index for x in row] for row in rows])
     assert (owners == owners[:, :1]).all()
@@ -229,10 +242,18 @@ def test_meshes_of_topologies_keep_rows_on_hosts(name, chips, hosts, model):
     assert len(set(owners[:, 0])) == hosts
 
 
+def test_chips_of_tpu7x_have_two_devices():
+  assert len(topology.devices('tpu7x:2x2x1', chips=3)) == 6
+  with pytest.raises(UserError, match='has 4 chips'):
+    topology.devices('tpu7x:2x2x1', chips=5)
+  assert hardware.CHIPS['tpu7x'].flops * 2 == 2307e12
+
+
 def test_text_of_a_plan_that_does_not_fit():
   text = '\n'.join(plan.lines(DOES_NOT_FIT))
   assert 'does not fit by 1.25 GiB' in text
   assert '17.00 of 15.75 GiB' in text
+  assert '(arguments 12.00 + temporaries 5.00)' in text
   line = plan.comparison(DOES_NOT_FIT)
   assert line.endswith('data=1 fsdp=1 model=1: does not fit')
 
@@ -268,6 +289,15 @@ def test_too_large_for_the_chip():
   )
   assert done.returncode == 2, done.stderr[-2000:]
   assert 'does not fit by' in done.stdout
+
+
+@pytest.mark.slow
+def test_the_peak_is_what_the_compiler_compares_with_the_chip():
+  """A refused batch needs as much as the peak of an accepted one says."""
+  options = [*SMALL, '--topology=v5e:1x1', '--config.replay.size=1e9']
+  accepted = plan_json(*options, '--config.batch_size=8192')
+  refused = plan_json(*options, '--config.batch_size=131072', code=2)
+  assert refused['peak'] == pytest.approx(16 * accepted['peak'], rel=0.1)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreamer_tpu.metrics.writers import Writers
 from dreamer_tpu.tools.plot import __main__ as plot
-from dreamer_tpu.tools.plot import curves
+from dreamer_tpu.tools.plot import curves, published
 
 
 def write_run(path, task, steps, scores, repeat=1, total=1e6, **env):
@@ -32,7 +32,7 @@ def write_run(path, task, steps, scores, repeat=1, total=1e6, **env):
   return path
 
 
-def published(task, benchmark):
+def rows_of(task, benchmark):
   path = pathlib.Path(curves.__file__).parent / 'published_scores.csv.gz'
   with gzip.open(path, 'rt') as file:
     return [
@@ -52,7 +52,7 @@ def test_area_by_hand(tmp_path, capsys):
   for seed, score in enumerate((100, 300, 800)):
     path = tmp_path / f'seed{seed}'
     write_run(path, 'dmc_walker_walk', steps, [score - 5, score + 5] * 10, 2)
-  rows = published('dmc_walker_walk', 'dmc_proprio')
+  rows = rows_of('dmc_walker_walk', 'dmc_proprio')
   area = 10 * 300 / sum(float(row['median']) for row in rows[:10])
   out = tmp_path / 'curves.png'
   assert plot.main([str(tmp_path), f'--out={out}']) == 0
@@ -76,10 +76,10 @@ def test_area_only_over_the_common_range(tmp_path):
   steps = [4_000, 18_000, 25_000, 50_000]
   path = write_run(tmp_path / 'a', 'dmc_walker_walk', steps, [10, 30, 50, 1e6])
   (run,) = curves.find_runs([str(path)])
-  curve = curves.find_published('auto', run)
-  rows = published('dmc_walker_walk', 'dmc_proprio')
+  curve = published.find('auto', run)
+  rows = rows_of('dmc_walker_walk', 'dmc_proprio')
   expect = (20 + 50) / sum(float(row['median']) for row in rows[:2])
-  assert curves.relative_area([run], curve) == pytest.approx(expect)
+  assert published.relative_area([run], curve) == pytest.approx(expect)
   means = curves.window_means(run, np.array([0, 10e3, 15e3, 20e3, 50e3, 60e3]))
   np.testing.assert_array_equal(means[:4], [10, 10, 30, (50 + 1e6) / 2])
   assert np.isnan(means[4])
@@ -87,18 +87,18 @@ def test_area_only_over_the_common_range(tmp_path):
 
 def test_area_lies_above_the_random_score(tmp_path):
   steps = np.arange(1_000, 100_001, 1_000)
-  rows = published('atari_pong', 'atari100k')
+  rows = rows_of('atari_pong', 'atari100k')
   medians = np.array([float(row['median']) for row in rows])
   scores = [medians[int(step * 4 - 1) // 20_000] for step in steps]
   path = write_run(tmp_path / 'a', 'atari_pong', steps, scores, 4, total=1.1e5)
   (run,) = curves.find_runs([str(path)])
   assert run.benchmark == 'atari100k'
   assert run.reach == 400_000
-  curve = curves.find_published('auto', run)
-  assert curves.relative_area([run], curve) == pytest.approx(1)
+  curve = published.find('auto', run)
+  assert published.relative_area([run], curve) == pytest.approx(1)
   low = write_run(tmp_path / 'b', 'atari_pong', steps, [-20.7] * 100, 4, 1.1e5)
   (run,) = curves.find_runs([str(low)])
-  assert curves.relative_area([run], curve) == pytest.approx(0, abs=1e-9)
+  assert published.relative_area([run], curve) == pytest.approx(0, abs=1e-9)
 
 
 def test_atari_aggregates(tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_atari_aggregates(tmp_path, capsys):
 
 
 def test_published_tables_are_complete():
-  table = curves.published()
+  table = published.curves()
   counts = {}
   for benchmark, task in table:
     counts.setdefault(benchmark, set()).add(task)
@@ -132,14 +132,15 @@ def test_published_tables_are_complete():
     'procgen': 16,
   }
   games = counts['atari57'] | counts['atari100k']
-  assert all(np.isfinite(curves.human_normalized(x, 0.0)) for x in games)
-  assert len(curves.atari_scores()) == 57
+  games |= counts['procgen']
+  assert all(np.isfinite(published.normalized(x, 0.0)) for x in games)
+  assert len(published.reference_scores()) == 57 + 16
 
 
 def test_choice_of_published_scores(tmp_path):
   path = write_run(tmp_path / 'a', 'dmc_walker_walk', [10], [1], image=True)
   (run,) = curves.find_runs([str(path)])
-  find = lambda choice: curves.find_published(choice, run)
+  find = lambda choice: published.find(choice, run)
   assert find('auto').benchmark == 'dmc_vision'
   assert find('dmc_proprio/dmc_walker_walk').benchmark == 'dmc_proprio'
   assert find('dmc_walker_run').benchmark == 'dmc_vision'

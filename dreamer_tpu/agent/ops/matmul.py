@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent.ops import backend, scan
+from dreamer_tpu.agent.ops import backend
 
 # Minimum rows per part of a gradient on CPU; smaller parts are slower.
 _MIN_ROWS = 2**12
@@ -16,15 +16,13 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Multiplies by a dense or block-diagonal kernel, in the dtype of both.
 
   Args:
-    x: [..., i], or [g, N, i] with one row of `N` inputs per block.
+    x: [..., i], or [..., g, N, i] with one row of `N` inputs per block.
     kernel: [i, o], or [g, i, o].
 
   Returns:
-    [..., o], or [g, N, o].
+    [..., o], or [..., g, N, o].
   """
-  if tape := scan.tape():
-    return tape.apply(_multiply, _product_gradients, x, kernel)
-  if kernel.ndim == 2 and backend.form() is backend.Form.CPU:
+  if backend.form() is backend.Form.CPU and (kernel.ndim == 2 or x.ndim > 3):
     return _product_on_cpu(x, kernel)
   return _multiply(x, kernel)
 
@@ -37,48 +35,37 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     kernel: See `product`.
     bias: [o], or [g, 1, o].
   """
-  if tape := scan.tape():
-    multiply = lambda x, kernel, bias: _multiply(x, kernel) + bias
-    return tape.apply(multiply, _linear_gradients, x, kernel, bias)
   return product(x, kernel) + bias
 
 
 def _multiply(x, kernel):
   if kernel.ndim == 2:
     return x @ kernel
+  if x.ndim > 3:
+    return jnp.einsum('...gni,gio->...gno', x, kernel)
   # Blocks first: in the middle, XLA for CPU takes 3 times as long.
   return jax.lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
 
 
 @jax.custom_vjp
 def _product_on_cpu(x, kernel):
-  return x @ kernel
+  return _multiply(x, kernel)
+
+
+def _product_on_cpu_backward(residuals, d_y):
+  x, kernel = residuals
+  d_x = _multiply(d_y, jnp.swapaxes(kernel, -1, -2))
+  if kernel.ndim == 2:
+    return d_x, kernel_gradient(x, d_y)
+  # One product of all blocks would transpose `x` as a whole, which is slower.
+  by_block = jnp.moveaxis(x, -3, 0), jnp.moveaxis(d_y, -3, 0)
+  return d_x, jax.lax.map(lambda xs: kernel_gradient(*xs), by_block)
 
 
 _product_on_cpu.defvjp(
-  lambda x, kernel: (x @ kernel, (x, kernel)),
-  lambda residuals, d_y: (
-    d_y @ residuals[1].T,
-    kernel_gradient(residuals[0], d_y),
-  ),
+  lambda x, kernel: (_multiply(x, kernel), (x, kernel)),
+  _product_on_cpu_backward,
 )
-
-
-def _product_gradients(x, d_y, kernel):
-  """Kernel gradient from [T, N, ...], or from [T, g, N, ...] by block."""
-  if kernel.ndim == 2:
-    return (kernel_gradient(x, d_y),)
-  if backend.form() is not backend.Form.CPU:
-    return (jnp.einsum('tgni,tgno->gio', x, d_y),)
-  # One product of all blocks would transpose `x` as a whole, which is slower.
-  by_block = jnp.swapaxes(x, 0, 1), jnp.swapaxes(d_y, 0, 1)
-  return (jax.lax.map(lambda xs: kernel_gradient(*xs), by_block),)
-
-
-def _linear_gradients(x, d_y, kernel, bias):
-  rows = (0, 1) if kernel.ndim == 2 else (0, 2)
-  d_bias = d_y.sum(rows).reshape(bias.shape)
-  return *_product_gradients(x, d_y, kernel), d_bias
 
 
 def kernel_gradient(x: jax.Array, d_y: jax.Array) -> jax.Array:
@@ -117,10 +104,25 @@ def _split_rows(x):
 
 
 def to_blocks(x: jax.Array, blocks: int) -> jax.Array:
-  """Splits the last axis into leading blocks: [N, g * i] -> [g, N, i]."""
-  return jnp.swapaxes(x.reshape(-1, blocks, x.shape[-1] // blocks), 0, 1)
+  """Splits the last axis into blocks: [..., N, g * i] -> [..., g, N, i]."""
+  x = x.reshape(*x.shape[:-1], blocks, x.shape[-1] // blocks)
+  return jnp.swapaxes(x, -3, -2)
 
 
 def from_blocks(x: jax.Array) -> jax.Array:
   """Joins leading blocks along the last axis: [g, N, i] -> [N, g * i]."""
+  if backend.form() is backend.Form.CPU:
+    return _concatenate_blocks(x)
   return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
+
+
+@jax.custom_vjp
+def _concatenate_blocks(x):
+  """Keeps XLA for CPU from computing `x` inside of a transpose, slowly."""
+  return jnp.concatenate([*x], -1)
+
+
+_concatenate_blocks.defvjp(
+  lambda x: (_concatenate_blocks(x), len(x)),
+  lambda blocks, d_y: (to_blocks(d_y, blocks),),
+)

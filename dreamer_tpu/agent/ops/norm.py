@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dreamer_tpu.agent.ops import backend, placement, scan
+from dreamer_tpu.agent.ops import backend, placement
 
 Axes = int | tuple[int, ...]
 
@@ -23,14 +23,7 @@ def norm_silu(x: jax.Array, scale: jax.Array, axes: Axes = -1) -> jax.Array:
   """
   if backend.form() is backend.Form.REFERENCE:
     return _norm_silu(x, scale, axes)
-  fn = lambda x, scale: _fast_norm_silu(x, scale, axes)
-  if tape := scan.tape():
-    return tape.apply(fn, functools.partial(_scale_gradient, fn), x, scale)
-  return fn(x, scale)
-
-
-def _scale_gradient(fn, x, d_y, scale):
-  return jax.vjp(lambda scale: fn(x, scale), scale)[1](d_y)
+  return _fast_norm_silu(x, scale, axes)
 
 
 def _norm_silu(x, scale, axes):

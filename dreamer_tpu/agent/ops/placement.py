@@ -17,15 +17,17 @@ def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
 
   Args:
     x: Any array.
-    axes: One name per dimension: 'rows' of the batch; 'images' for rows that
-      are split over the model axis too; a parameter's axis name; 'any' leaves
-      the dimension to the compiler; None keeps it whole.
+    axes: Names of the last dimensions: 'rows' of the batch; 'images' for rows
+      that are split over the model axis too; a parameter's axis name; None
+      keeps a dimension whole. The compiler decides on all dimensions before.
 
   Returns:
     `x`, constrained.
   """
   constrain = backend.constrain()
-  return x if constrain is None else constrain(x, axes)
+  if constrain is None:
+    return x
+  return constrain(x, ('any',) * (x.ndim - len(axes)) + axes)
 
 
 def replicate(x: jax.Array) -> jax.Array:

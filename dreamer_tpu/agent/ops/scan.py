@@ -8,8 +8,9 @@ the results of all layers over time, from which each gradient follows at once.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,60 +22,117 @@ Tree = Any
 Array = jax.Array
 
 
-@dataclasses.dataclass
-class Tape:
-  """The layers of one step, in the order in which they are computed.
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A chain of functions with weights, for the step of a `scan`.
 
   Attributes:
-    taps: One per layer, added to its result so that the cotangent of the tap
-      is that of the result. None while the shapes of the results are unknown.
-    weights: Weights of each layer, from outside of the loop.
-    gradients: Functions that give the gradients of these weights.
-    inputs: Inputs.
-    results: Results.
+    parts: Functions with their weights, arrays from outside of the loop. The
+      first function takes an array or a tuple of arrays, the others the result
+      of the one before. All of them accept arrays with a leading axis of time.
   """
 
-  taps: list[Array] | None = None
-  weights: list[tuple[Array, ...]] = dataclasses.field(default_factory=list)
-  gradients: list[Callable] = dataclasses.field(default_factory=list)
-  inputs: list[Array] = dataclasses.field(default_factory=list)
-  results: list[Array] = dataclasses.field(default_factory=list)
+  parts: tuple[tuple[Callable[..., Array], tuple[Array, ...]], ...]
 
-  def apply(
-    self, layer: Callable, gradients: Callable, x: Array, *weights: Array
-  ) -> Array:
-    """Computes `layer(x, *weights)`, leaving the weights' gradients for later.
+  @classmethod
+  def create(cls, fn: Callable[..., Array], *weights: Array) -> 'Layer':
+    """Makes a layer of one function, called as `fn(x, *weights)`."""
+    return cls(((fn, weights),))
+
+  def then(self, other: 'Layer') -> 'Layer':
+    """Returns the layer that applies this one and then the other."""
+    return Layer(self.parts + other.parts)
+
+  def __call__(self, x: Any) -> Array:
+    """Applies all functions."""
+    if tape := _tape.get():
+      return tape.apply(self, x)
+    for fn, weights in self.parts:
+      x = fn(x, *weights)
+    return x
+
+  def gradients(
+    self,
+    weights: Sequence[tuple[Array, ...]],
+    inputs: Sequence[Any],
+    d_y: Array,
+  ) -> tuple[Any, list[tuple[Array, ...]]]:
+    """Returns the gradients of the layer's input and of all weights.
 
     Args:
-      layer: The function of one step.
-      gradients: Maps inputs and cotangents of results, both with a leading time
-        axis, and the weights to the cotangents of the weights.
-      x: Input.
-      *weights: Arrays from outside of the loop.
+      weights: Weights of all functions.
+      inputs: Inputs of all functions, time first.
+      d_y: Cotangents of the results, time first.
     """
-    y = layer(x, *jax.lax.stop_gradient(weights))
+    d_weights = []
+    for (fn, _), w, x in zip(
+      self.parts[::-1], weights[::-1], inputs[::-1], strict=True
+    ):
+      d_y, *d_w = jax.vjp(fn, x, *w)[1](d_y)
+      d_weights.append(tuple(d_w))
+    return d_y, d_weights[::-1]
+
+
+class _Use(NamedTuple):
+  """The use of a layer in a step.
+
+  Attributes:
+    layer: The layer.
+    sources: For each array of its input, the index of the input of the step
+      that it is, or None.
+    inputs: Inputs of all functions of the layer.
+    result: Its result.
+  """
+
+  layer: Layer
+  sources: list[int | None]
+  inputs: list[Any]
+  result: Array
+
+
+@dataclasses.dataclass
+class _Tape:
+  """Records the layers of one step.
+
+  Attributes:
+    xs: Inputs of the step.
+    copies: The same inputs, as layers take them.
+    taps: One per layer, added to its result so that the cotangent of the tap
+      is that of the result. None while the shapes of the results are unknown.
+    uses: Layers in the order in which they are computed.
+  """
+
+  xs: list[Array]
+  copies: list[Array]
+  taps: list[Array] | None = None
+  uses: list[_Use] = dataclasses.field(default_factory=list)
+
+  def apply(self, layer: Layer, x: Any) -> Array:
+    """Applies a layer, leaving the gradients of its weights for later."""
+    leaves, tree = jax.tree.flatten(x)
+    indices = {id(x): i for i, x in enumerate(self.xs)}
+    sources = [indices.get(id(x)) for x in leaves]
+    pairs = zip(leaves, sources, strict=True)
+    leaves = [x if i is None else self.copies[i] for x, i in pairs]
+    x = jax.tree.unflatten(tree, leaves)
+    inputs = []
+    for fn, weights in layer.parts:
+      inputs.append(x)
+      x = fn(x, *jax.lax.stop_gradient(weights))
     if self.taps is not None:
-      y += self.taps[len(self.results)]
-    self.weights.append(weights)
-    self.gradients.append(gradients)
-    self.inputs.append(x)
-    self.results.append(y)
-    return y
+      x += self.taps[len(self.uses)]
+    self.uses.append(_Use(layer, sources, inputs, x))
+    return x
 
 
-_tape: contextvars.ContextVar[Tape | None] = contextvars.ContextVar(
+_tape: contextvars.ContextVar[_Tape | None] = contextvars.ContextVar(
   'tape', default=None
 )
 
 
-def tape() -> Tape | None:
-  """Returns the tape of the step being traced, None outside of `scan`."""
-  return _tape.get()
-
-
 @contextlib.contextmanager
-def _recording(taps: list[Array] | None = None) -> Iterator[Tape]:
-  token = _tape.set(record := Tape(taps))
+def _recording(*args: Any) -> Iterator[_Tape]:
+  token = _tape.set(record := _Tape(*args))
   try:
     yield record
   finally:
@@ -91,8 +149,8 @@ def scan(
   all steps are linearized at once, so that the loop only multiplies cotangents.
 
   Args:
-    step: Maps carry and input to carry and output. Its layers are ops of this
-      folder, with weights from outside of the loop.
+    step: Maps carry and input to carry and output. It uses weights, which come
+      from outside of the loop, in layers only.
     carry: Initial carry, floating arrays.
     xs: Inputs, floating arrays, time first.
 
@@ -104,53 +162,108 @@ def scan(
   """
   if backend.form() is backend.Form.REFERENCE:
     return jax.lax.scan(lambda *args: _with_carry(*step(*args)), carry, xs)[1]
+  leaves, tree = jax.tree.flatten(xs)
+  traced = _Step.trace(
+    lambda carry, xs: step(carry, jax.tree.unflatten(tree, xs)),
+    carry,
+    [x[0] for x in leaves],
+  )
+  run = jax.custom_vjp(lambda *args: _forward(traced, *args)[0])
+  run.defvjp(
+    functools.partial(_forward, traced), functools.partial(_backward, traced)
+  )
+  return run(traced.weights, traced.constants, carry, leaves)
 
-  def record(carry, x):
-    with _recording() as tape:
-      step(carry, x)
-    weights[:], gradients[:] = tape.weights, tape.gradients
-    return tape.results
 
-  def tapped(carry, x, taps):
-    with _recording(taps) as tape:
-      carry, y = step(carry, x)
-    return (carry, y), tape.inputs
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """A step as a function without side effects.
 
-  weights: list[tuple[Array, ...]] = []
-  gradients: list[Callable] = []
-  first = jax.tree.map(lambda x: x[0], xs)
-  shapes = jax.eval_shape(record, carry, first)
-  closed, constants = jax.closure_convert(tapped, carry, first, shapes)
-  _check_weights(weights, constants)
-  zeros = lambda: [jnp.zeros(x.shape, x.dtype) for x in shapes]
+  Attributes:
+    fn: Maps carry, inputs, the inputs as layers take them, taps and constants
+      to carry and output, and the inputs of all layers' functions.
+    constants: Arrays from outside, all of them weights.
+    uses: The layers; of their arrays only the shapes are of use.
+    direct: Indices of the inputs that are used outside of layers.
+  """
 
-  def forward(weights, constants, carry, xs):
-    def body(carry, x):
-      (carry, y), _ = closed(carry, x, zeros(), *constants)
-      return _with_carry(carry, y)
+  fn: Callable[..., tuple[Any, list[Any]]]
+  constants: list[Array]
+  uses: list[_Use]
+  direct: list[int]
 
-    _, outputs = jax.lax.scan(body, carry, xs)
-    return outputs, (weights, constants, carry, xs, outputs[0])
+  @classmethod
+  def trace(cls, step: Callable, carry: Tree, xs: list[Array]) -> '_Step':
+    """Traces a step with a carry and inputs of one step."""
+    uses: list[_Use] = []
 
-  def backward(residuals, cotangents):
-    weights, constants, carry, xs, carries = residuals
-    fn = lambda *args: closed(*args, *constants)
-    before = jax.tree.map(
-      lambda x, xs: jnp.concatenate([x[None], xs[:-1]]), carry, carries
-    )
-    pullback, inputs = _linearize_steps(fn, before, xs, zeros)
-    d_carry, (d_xs, d_results) = _backward_loop(pullback, carry, cotangents)
-    d_weights = [
-      gradient(x, d_result, *w)
-      for gradient, x, d_result, w in zip(
-        gradients, inputs, d_results, weights, strict=True
-      )
-    ]
-    return d_weights, None, d_carry, d_xs
+    def record(carry, xs):
+      with _recording(xs, xs) as tape:
+        step(carry, xs)
+      uses[:] = tape.uses
+      return [use.result for use in uses]
 
-  run = jax.custom_vjp(lambda *args: forward(*args)[0])
-  run.defvjp(forward, backward)
-  return run(weights, constants, carry, xs)
+    def fn(carry, xs, copies, taps):
+      with _recording(xs, copies, taps) as tape:
+        outputs = step(carry, xs)
+      return outputs, [use.inputs for use in tape.uses]
+
+    args = carry, xs, xs, jax.eval_shape(record, carry, xs)
+    closed, constants = jax.closure_convert(fn, *args)
+    direct = _used_inputs(closed, *args, *constants)
+    traced = cls(closed, constants, uses, direct)
+    _check_weights(traced.weights, constants)
+    return traced
+
+  @property
+  def weights(self) -> list[list[tuple[Array, ...]]]:
+    """Weights of all functions of all layers."""
+    return [[weights for _, weights in use.layer.parts] for use in self.uses]
+
+  def taps(self) -> list[Array]:
+    """Returns zeros to add to the results of all layers."""
+    return [jnp.zeros(x.result.shape, x.result.dtype) for x in self.uses]
+
+  def __call__(self, constants, carry, direct, xs, taps):
+    """Computes the step; layers see `xs`, everything else sees `direct`."""
+    inputs = list(xs)
+    for i, x in zip(self.direct, direct, strict=True):
+      inputs[i] = x
+    return self.fn(carry, inputs, xs, taps, *constants)
+
+  def gradients(self, weights, inputs, d_results, d_xs):
+    """Returns the gradients of all weights; adds to those of the inputs."""
+    result = []
+    for use, *args in zip(self.uses, weights, inputs, d_results, strict=True):
+      d_x, d_weights = use.layer.gradients(*args)
+      result.append(d_weights)
+      for i, x in zip(use.sources, jax.tree.leaves(d_x), strict=True):
+        if i is not None:
+          d_xs[i] += x
+    return result
+
+
+def _forward(step, weights, constants, carry, xs):
+  def body(carry, x):
+    direct = [x[i] for i in step.direct]
+    outputs, _ = step(constants, carry, direct, x, step.taps())
+    return _with_carry(*outputs)
+
+  _, outputs = jax.lax.scan(body, carry, xs)
+  return outputs, (weights, constants, carry, xs, outputs[0])
+
+
+def _backward(step, residuals, cotangents):
+  weights, constants, carry, xs, carries = residuals
+  join = lambda x, xs: jnp.concatenate([x[None], xs[:-1]])
+  before = jax.tree.map(join, carry, carries)
+  pullbacks, inputs = _linearize_steps(step, constants, before, xs)
+  d_carry, (d_direct, d_results) = _backward_loop(pullbacks, carry, cotangents)
+  d_xs = [jnp.zeros_like(x) for x in xs]
+  for i, d_x in zip(step.direct, d_direct, strict=True):
+    d_xs[i] = d_x
+  d_weights = step.gradients(weights, inputs, d_results, d_xs)
+  return d_weights, None, d_carry, d_xs
 
 
 def _with_carry(carry, y):
@@ -175,6 +288,16 @@ def _check_weights(weights, constants) -> None:
       )
 
 
+def _used_inputs(fn, carry, xs, *args) -> list[int]:
+  """Returns the indices of the inputs that a step uses outside of layers."""
+  jaxpr = jax.make_jaxpr(fn)(carry, xs, *args).jaxpr
+  skipped = len(jax.tree.leaves(carry))
+  used = {id(x) for eqn in jaxpr.eqns for x in eqn.invars}
+  used |= {id(x) for x in jaxpr.outvars}
+  inputs = jaxpr.invars[skipped : skipped + len(xs)]
+  return [i for i, x in enumerate(inputs) if id(x) in used]
+
+
 @dataclasses.dataclass
 class _Pullbacks:
   """Pullbacks of all steps: stacked and shared residuals of one function."""
@@ -183,29 +306,27 @@ class _Pullbacks:
   merge: Callable[[list[Array]], Callable]
 
 
-def _linearize_steps(fn, carries, xs, zeros) -> tuple[_Pullbacks, Any]:
+def _linearize_steps(step, constants, carries, xs) -> tuple[_Pullbacks, Any]:
   """Linearizes a step at all carries and inputs at once.
 
   Residuals that no carry or input has a part in, such as kernels, are shared.
+
+  Returns:
+    The pullbacks to carry, direct inputs and taps, and the inputs of layers.
   """
   trees = []
 
   def linearize(carry, x):
-    _, pullback, inputs = jax.vjp(fn, carry, x, zeros(), has_aux=True)
+    fn = lambda carry, direct, taps: step(constants, carry, direct, x, taps)
+    args = carry, [x[i] for i in step.direct], step.taps()
+    _, pullback, inputs = jax.vjp(fn, *args, has_aux=True)
     leaves, tree = jax.tree.flatten(pullback)
     trees.append(tree)
     return leaves, inputs
 
   first = jax.tree.map(lambda x: x[0], (carries, xs))
   jaxpr, shapes = jax.make_jaxpr(linearize, return_shape=True)(*first)
-  varying = set(jaxpr.jaxpr.invars)
-  for eqn in jaxpr.eqns:
-    if any(not hasattr(x, 'val') and x in varying for x in eqn.invars):
-      varying.update(eqn.outvars)
-  count = len(shapes[0])
-  varies = [
-    not hasattr(x, 'val') and x in varying for x in jaxpr.jaxpr.outvars[:count]
-  ]
+  varies = _depend_on_inputs(jaxpr.jaxpr)[: len(shapes[0])]
   axes = [0 if x else None for x in varies]
   leaves, inputs = jax.vmap(linearize, out_axes=(axes, 0))(carries, xs)
 
@@ -218,6 +339,15 @@ def _linearize_steps(fn, carries, xs, zeros) -> tuple[_Pullbacks, Any]:
 
   stacked = [leaf for x, leaf in zip(varies, leaves, strict=True) if x]
   return _Pullbacks(stacked, merge), inputs
+
+
+def _depend_on_inputs(jaxpr) -> list[bool]:
+  """Returns for all outputs of a jaxpr whether an input has a part in them."""
+  varying = {id(x) for x in jaxpr.invars}
+  for eqn in jaxpr.eqns:
+    if any(id(x) in varying for x in eqn.invars):
+      varying.update(map(id, eqn.outvars))
+  return [id(x) in varying for x in jaxpr.outvars]
 
 
 def _backward_loop(pullbacks: _Pullbacks, carry, cotangents):

@@ -56,11 +56,18 @@ def describe(folder: epath.Path) -> AgentConfig:
   )
 
 
+class _Namespace(types.SimpleNamespace):
+  """Attributes that can also be read with `get`, as those of a ConfigDict."""
+
+  def get(self, name: str, default: Any = None) -> Any:
+    return getattr(self, name, default)
+
+
 def namespace(tree: Any) -> Any:
   """Returns nested mappings as objects with attributes."""
   if not isinstance(tree, Mapping):
     return tree
-  return types.SimpleNamespace(**{k: namespace(v) for k, v in tree.items()})
+  return _Namespace(**{k: namespace(v) for k, v in tree.items()})
 
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete
 
 from dreamer_tpu.envs import registry
-from dreamer_tpu.envs.conversion import image_space, vector_space
+from dreamer_tpu.envs.kinds import image_space, vector_space
 
 
 class Crafter(gymnasium.Env):
@@ -83,4 +83,4 @@ def names(name: str, config: Any) -> Iterable[str]:
   return ('reward', 'noreward')
 
 
-SUITE = registry.Suite(make=Crafter, names=names)
+SUITE = registry.Suite(make=Crafter, names=names, package='crafter')

@@ -1,109 +1,79 @@
-"""DeepMind Control Suite, with proprioception, pixels or both.
+"""DeepMind Control, with proprioception, pixels or both.
+
+Tasks are named dmc_DOMAIN_TASK. Domains are those of dm_control.suite; manip,
+the tasks of dm_control.manipulation, which have the positions of objects where
+no image is observed; and rodent and cmu_humanoid, of dm_control.locomotion.
 
 A discount of 0 is terminal, a time limit is not.
 """
 
-import os
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
 
-from dreamer_tpu.envs import registry
-from dreamer_tpu.envs.conversion import image_space, vector_space
-from dreamer_tpu.errors import UserError
+from dreamer_tpu.envs import dm_control, registry
+from dreamer_tpu.envs.dm_control import Control
 
-GL = 'MUJOCO_GL'
+MANIP = 'manip_'
+
+LOCOMOTION = {
+  'rodent_escape_bowl': 'basic_rodent_2020',
+  'rodent_run_gaps': 'basic_rodent_2020',
+  'rodent_maze_forage': 'basic_rodent_2020',
+  'rodent_two_touch': 'basic_rodent_2020',
+  'cmu_humanoid_run_walls': 'basic_cmu_2019',
+  'cmu_humanoid_run_gaps': 'basic_cmu_2019',
+  'cmu_humanoid_go_to_target': 'basic_cmu_2019',
+  'cmu_humanoid_maze_forage': 'basic_cmu_2019',
+  'cmu_humanoid_heterogeneous_forage': 'basic_cmu_2019',
+}
 
 # Domains whose physics takes longer than handing a step to a process.
 HEAVY = ('dog', 'humanoid', 'humanoid_CMU', 'quadruped')
 
 
-class ControlSuite(gymnasium.Env):
-  """One task of the suite as a Gymnasium environment.
+def make(name: str, config: Any, *, render_mode: str | None = None) -> Control:
+  """Makes one environment.
 
   Args:
     name: Domain and task, such as 'ball_in_cup_catch'.
-    config: repeat; image and proprio (observations); size (height, width) and
-      camera of the image (-1 selects camera 0, for quadruped 2).
+    config: As for `Control`. The default camera is 0, for quadruped 2, for the
+      rodent 4; manipulation and locomotion observe the task's own.
+    render_mode: 'rgb_array' for rendering.
   """
-
-  def __init__(self, name: str, config: Any):
-    suite = _suite(config.image)
-    self._domain, self._task = split(name)
-    self._config = config
-    camera = 2 if self._domain == 'quadruped' else 0
-    self._camera = camera if config.camera < 0 else config.camera
-    # lqr draws its model here: a fixed seed gives all environments one model.
-    task_kwargs = {'random': 0}
-    self._env = suite.load(self._domain, self._task, task_kwargs)
-    action = self._env.action_spec()
-    self.action_space = Box(
-      np.broadcast_to(action.minimum, action.shape).astype(np.float32),
-      np.broadcast_to(action.maximum, action.shape).astype(np.float32),
-      dtype=np.float32,
+  wanted = render_mode is not None
+  reseed = dm_control.reseed
+  if name.startswith(MANIP):
+    module = dm_control.load(
+      'dm_control.manipulation', config.image, wanted=wanted
     )
-    observed: dict[str, gymnasium.Space] = {}
-    if config.proprio:
-      for key, spec in self._env.observation_spec().items():
-        observed[key] = vector_space(spec.shape)
-    if config.image:
-      observed['image'] = image_space((*config.size, 3))
-    self.observation_space = Dict(observed)
-
-  def reset(self, *, seed=None, options=None):
-    """Starts an episode."""
-    super().reset(seed=seed)
-    if seed is not None:
-      self._env.task.random.seed(seed)
-    return self._observation(self._env.reset()), {}
-
-  def step(self, action):
-    """Steps the physics `repeat` times."""
-    reward = 0.0
-    for _ in range(self._config.repeat):
-      timestep = self._env.step(action)
-      reward += timestep.reward or 0.0
-      if timestep.last():
-        break
-    terminated = timestep.last() and timestep.discount == 0
-    truncated = timestep.last() and not terminated
-    return self._observation(timestep), reward, terminated, truncated, {}
-
-  def close(self):
-    """Frees the physics and its renderer."""
-    self._env.close()
-
-  def _observation(self, timestep: Any) -> dict[str, np.ndarray]:
-    result = dict(timestep.observation) if self._config.proprio else {}
-    if self._config.image:
-      height, width = self._config.size
-      physics = self._env.physics
-      result['image'] = physics.render(height, width, self._camera)
-    return result
+    kind = 'vision' if config.image else 'features'
+    env = module.load(f'{name.removeprefix(MANIP)}_{kind}')
+    camera: int | str = 'front_close'
+  elif name in LOCOMOTION:
+    # The cameras of these tasks render while they are made.
+    module = dm_control.load(
+      f'dm_control.locomotion.examples.{LOCOMOTION[name]}', True
+    )
+    function = getattr(module, name)
+    env, reseed = function(), functools.partial(_remake, function)
+    camera = 4 if name.startswith('rodent_') else 1
+  else:
+    suite = dm_control.load('dm_control.suite', config.image, wanted=wanted)
+    domain, task = split(name)
+    # lqr draws its model here: a fixed seed gives all environments one model.
+    env = suite.load(domain, task, {'random': 0})
+    camera = 2 if domain == 'quadruped' else 0
+  return Control(env, config, camera, reseed=reseed, render_mode=render_mode)
 
 
-def _suite(render: bool) -> Any:
-  """Imports dm_control, which selects its renderer on import."""
-  chosen = os.environ.get(GL)
-  os.environ.setdefault(GL, 'egl' if render else 'disable')
-  try:
-    from dm_control import suite
-  except ModuleNotFoundError:
-    raise
-  except (ImportError, AttributeError, RuntimeError) as error:
-    if not render:
-      raise
-    raise UserError(
-      f'rendering with {GL}={os.environ[GL]} fails ({error}): install '
-      f'libegl1, or set {GL}=osmesa'
-    ) from error
-  finally:
-    if chosen is None and not render:
-      del os.environ[GL]  # Workers that render inherit the environment.
-  return suite
+def _remake(function: Callable[..., Any], env: Any, seed: int) -> Any:
+  """Makes a task of locomotion anew; mazes use NumPy's global generator."""
+  env.close()
+  np.random.seed(seed)  # noqa: NPY002
+  return function(random_state=seed)
 
 
 def split(name: str) -> tuple[str, str]:
@@ -114,14 +84,22 @@ def split(name: str) -> tuple[str, str]:
 
 
 def names(name: str, config: Any) -> Iterable[str]:
-  """Returns all tasks of the suite."""
-  del name
-  return ['_'.join(pair) for pair in _suite(config.image).ALL_TASKS]
+  """Returns all tasks; of manipulation, only if a name might be one."""
+  suite = dm_control.load('dm_control.suite', config.image)
+  found = ['_'.join(pair) for pair in suite.ALL_TASKS]
+  if not name or name.startswith(MANIP):  # Its import takes long.
+    module = dm_control.load('dm_control.manipulation', config.image)
+    found += {f'{MANIP}{x.rpartition("_")[0]}' for x in module.ALL}
+  return found + list(LOCOMOTION)
 
 
 def cheap(name: str, config: Any) -> bool:
   """Returns whether physics is fast: about 0.1 ms a step for small bodies."""
-  return not config.image and split(name)[0] not in HEAVY
+  if config.image or name.startswith(MANIP) or name in LOCOMOTION:
+    return False
+  return split(name)[0] not in HEAVY
 
 
-SUITE = registry.Suite(make=ControlSuite, names=names, cheap=cheap)
+SUITE = registry.Suite(
+  make=make, names=names, cheap=cheap, package='dm_control'
+)

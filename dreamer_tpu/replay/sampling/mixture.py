@@ -14,11 +14,7 @@ Selector = Uniform | Prioritized | Recency
 
 
 class Mixture:
-  """The selectors that have a share.
-
-  Attributes:
-    prioritized: The selector by priority, or None if it has no share.
-  """
+  """The selectors that have a share."""
 
   def __init__(
     self,
@@ -35,13 +31,13 @@ class Mixture:
       chunksize: Steps per chunk.
       length: Steps per sequence.
     """
-    self.prioritized: Prioritized | None = None
+    self._prioritized: Prioritized | None = None
     selectors: list[tuple[float, Selector]] = []
     if sampling.uniform:
       selectors.append((sampling.uniform, Uniform(chunksize)))
     if sampling.priority:
-      self.prioritized = Prioritized(sampling, chunks, chunksize, length)
-      selectors.append((sampling.priority, self.prioritized))
+      self._prioritized = Prioritized(sampling, chunks, chunksize, length)
+      selectors.append((sampling.priority, self._prioritized))
     if sampling.recency:
       recency = Recency(chunksize, sampling.recexp)
       selectors.append((sampling.recency, recency))
@@ -66,6 +62,8 @@ class Mixture:
     self, rng: np.random.Generator, n: int, training: bool = True
   ) -> np.ndarray:
     """Returns n starts, int64 [n], each from a random selector."""
+    if not n:
+      return np.zeros(0, np.int64)
     if len(self._selectors) == 1:
       return self._selectors[0].sample(rng, n, training)
     chosen = rng.choice(len(self._shares), n, p=self._shares)
@@ -75,3 +73,14 @@ class Mixture:
       if len(indices):
         starts[indices] = selector.sample(rng, len(indices), training)
     return starts
+
+  def prioritize(self, addresses: np.ndarray, values: np.ndarray) -> None:
+    """Sets priorities [n] at those of the addresses [n] that are stored."""
+    if self._prioritized is not None:
+      self._prioritized.prioritize(addresses, values)
+
+  def priorities(self) -> dict[int, np.ndarray]:
+    """Returns copies of the priorities, float32 [fill] by serial."""
+    if self._prioritized is None:
+      return {}
+    return self._prioritized.priorities()

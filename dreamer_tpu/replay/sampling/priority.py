@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from dreamer_tpu.replay.chunks import Chunk, split_runs
+from dreamer_tpu.replay.chunks import Chunk, find_rows
 from dreamer_tpu.replay.sampling import Sampling
 
 Run = tuple[int, int, int]  # Serial of a chunk, first row, row after the last.
@@ -83,11 +83,9 @@ class Prioritized:
 
   def prioritize(self, addresses: np.ndarray, values: np.ndarray) -> None:
     """Sets priorities [n] at those of the addresses [n] that are stored."""
-    for serial, start, part in split_runs(addresses, self._chunksize):
-      chunk = self._chunks.get(serial)
-      stop = start + part.stop - part.start
-      if chunk is not None and stop <= chunk.fill:
-        self._set((serial, start, stop), values[part])
+    found = find_rows(addresses, self._chunksize, self._chunks)
+    for chunk, start, stop, part in found:
+      self._set((chunk.serial, start, stop), values[part])
 
   def priorities(self) -> dict[int, np.ndarray]:
     """Returns copies of the priorities, float32 [fill] by serial."""

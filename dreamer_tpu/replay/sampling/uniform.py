@@ -38,11 +38,13 @@ class Uniform:
     if not len(starts):
       return
     serials = starts // self._chunksize
-    low, high = int(serials.min()), int(serials.max())
+    low, high = int(np.minimum.reduce(serials)), int(np.maximum.reduce(serials))
     if low < self._first or high >= self._first + len(self._counts):
       self._make_room(low, high)
     self._used = max(self._used, high + 1 - self._first)
-    np.add.at(self._counts, serials - self._first, 1)
+    self._counts[low - self._first : high + 1 - self._first] += np.bincount(
+      serials - low
+    )
     self._total += len(starts)
     self._sums = None
 

@@ -5,12 +5,13 @@ without pickle. The first is `runs`, int64 [r, 3], with (serial, start, stop) of
 each run of rows. Then comes one array [rows, ...] per key, in sorted order.
 """
 
+import contextlib
 import io
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -24,9 +25,32 @@ _HEADER = re.compile(
   rb"\{'descr': '([^']+)', 'fortran_order': False, 'shape': \(([\d, ]*)\)"
 )
 
+_ADVICE = 'restore an earlier checkpoint'
+_BLOCK = 2**24  # Bytes that are verified at a time.
+
 
 class ReplayCorrupt(UserError):
   """A saved replay cannot be restored."""
+
+
+class Stored(NamedTuple):
+  """An array in a file.
+
+  Attributes:
+    start: Position of its first byte.
+    dtype: Dtype.
+    shape: Shape, with the rows first.
+  """
+
+  start: int
+  dtype: np.dtype
+  shape: tuple[int, ...]
+
+  @property
+  def stop(self) -> int:
+    """Position after its last byte."""
+    count = int(np.prod(self.shape, dtype=np.int64))
+    return self.start + count * self.dtype.itemsize
 
 
 def shard_folder(shard: int) -> str:
@@ -111,24 +135,45 @@ def read_file(
     ReplayCorrupt: The file is missing or corrupt.
   """
   path = epath.Path(directory) / record['name']
-  advice = 'restore an earlier checkpoint'
-  try:
+  with _explained(path):
     data = _read(path)
-  except FileNotFoundError:
-    raise ReplayCorrupt(f'replay file {path} is missing; {advice}') from None
-  if len(data) != record['bytes']:
-    raise ReplayCorrupt(
-      f'replay file {path} has {len(data)} bytes instead of '
-      f'{record["bytes"]}; {advice}'
-    )
-  if zlib.crc32(data.data) != record['crc']:
-    raise ReplayCorrupt(
-      f'replay file {path} is corrupt (wrong checksum); {advice}'
-    )
-  try:
-    return _parse(data)
-  except (TypeError, ValueError):
-    raise ReplayCorrupt(f'{path} is not a replay file; {advice}') from None
+    _verify(path, record, len(data), zlib.crc32(data.data))
+    return [
+      data[x.start : x.stop].view(x.dtype).reshape(x.shape)
+      for x in _locate(len(data), lambda i, j: data[i:j].tobytes())
+    ]
+
+
+def locate(
+  directory: epath.PathLike, record: Mapping[str, Any]
+) -> tuple[np.ndarray, list[Stored]]:
+  """Verifies a file as `read_file` does, but returns only its runs.
+
+  Returns:
+    The runs, and the places of the other arrays, for `read_rows`.
+
+  Raises:
+    ReplayCorrupt: The file is missing or corrupt.
+  """
+  path = epath.Path(directory) / record['name']
+  with _explained(path), path.open('rb') as file:
+    size = crc = 0
+    while block := file.read(_BLOCK):
+      size += len(block)
+      crc = zlib.crc32(block, crc)
+    _verify(path, record, size, crc)
+    runs, *others = _locate(size, lambda i, j: _read_at(file, i, j))
+    return read_rows(file, runs, 0, runs.shape[0]), others
+
+
+def read_rows(
+  file: BinaryIO, array: Stored, start: int, stop: int
+) -> np.ndarray:
+  """Returns rows start..stop of an array in an open file."""
+  size = (array.stop - array.start) // max(1, array.shape[0])
+  first = array.start
+  data = _read_at(file, first + start * size, first + stop * size)
+  return np.frombuffer(data, array.dtype).reshape(-1, *array.shape[1:])
 
 
 def prune(
@@ -205,21 +250,47 @@ def _read(path: epath.Path) -> np.ndarray:
     return data[: file.readinto(data)]
 
 
-def _parse(data: np.ndarray) -> list[np.ndarray]:
+def _read_at(file: BinaryIO, start: int, stop: int) -> bytes:
+  file.seek(start)
+  return file.read(stop - start)
+
+
+@contextlib.contextmanager
+def _explained(path: epath.Path) -> Iterator[None]:
+  """Names a file that is missing or has another content."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise ReplayCorrupt(f'replay file {path} is missing; {_ADVICE}') from None
+  except (TypeError, ValueError):
+    raise ReplayCorrupt(f'{path} is not a replay file; {_ADVICE}') from None
+
+
+def _verify(
+  path: epath.Path, record: Mapping[str, Any], size: int, crc: int
+) -> None:
+  if size != record['bytes']:
+    raise ReplayCorrupt(
+      f'replay file {path} has {size} bytes instead of {record["bytes"]}; '
+      f'{_ADVICE}'
+    )
+  if crc != record['crc']:
+    raise ReplayCorrupt(
+      f'replay file {path} is corrupt (wrong checksum); {_ADVICE}'
+    )
+
+
+def _locate(size: int, read: Callable[[int, int], bytes]) -> Iterator[Stored]:
+  """Yields the arrays of a file; `read` returns bytes start..stop of it."""
   # NumPy's reader evaluates headers with `ast`, which occasionally fails with
   # SystemError in several threads of Python 3.11.
-  arrays = []
   start = 0
-  while start < len(data):
-    size = int.from_bytes(data[start + 8 : start + 10].tobytes(), 'little')
-    header = data[start + 10 : start + 10 + size].tobytes()
-    match = _HEADER.match(header)
+  while start < size:
+    length = int.from_bytes(read(start + 8, start + 10), 'little')
+    match = _HEADER.match(read(start + 10, start + 10 + length))
     if match is None:
       raise ValueError('not a header of a replay file')
-    dtype = np.dtype(match[1].decode())
     shape = tuple(int(x) for x in match[2].split(b',') if x.strip())
-    start += 10 + size
-    stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    arrays.append(data[start:stop].view(dtype).reshape(shape))
-    start = stop
-  return arrays
+    array = Stored(start + 10 + length, np.dtype(match[1].decode()), shape)
+    yield array
+    start = array.stop

@@ -23,7 +23,7 @@ STEPS = 'steps'
 LATENTS = 'latents'
 PRIORITIES = 'priorities'  # Written whole by every save.
 
-_FILE_BYTES = 64 * 2**20
+FILE_BYTES = 64 * 2**20
 _MIN_CURRENT = 0.05
 _MAX_AMPLIFICATION = 4
 
@@ -121,6 +121,10 @@ class Ledger:
     self._next += 1
     return Record(self._next - 1, kind, _rows(runs), runs)
 
+  def size(self, file: Record) -> int:
+    """Returns the bytes of the rows of a file."""
+    return file.rows * self._row_bytes[file.kind]
+
   def commit(self, kept: list[Record], new: list[Record]) -> None:
     """Takes over the files of a plan after they are written."""
     self.files = {file.index: file for file in (*kept, *new)}
@@ -188,11 +192,11 @@ class Ledger:
   def _pack(self, kind: str, parts: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Groups runs, in their order, into files."""
     packs: list[list[np.ndarray]] = []
-    size = _FILE_BYTES
+    size = FILE_BYTES
     for runs in parts:
       if not len(runs):
         continue
-      if size >= _FILE_BYTES:
+      if size >= FILE_BYTES:
         packs.append([])
         size = 0
       packs[-1].append(runs)

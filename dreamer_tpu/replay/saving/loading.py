@@ -2,8 +2,9 @@
 
 import collections
 import concurrent.futures
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -19,17 +20,29 @@ _READERS = 4
 Manifest = Mapping[str, Any]
 
 
+def spec_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
+  """Returns the 'spec' of a manifest: dtype and shape of each key."""
+  return {
+    key: [field.dtype.name, list(field.shape)] for key, field in fields.items()
+  }
+
+
+def check_format(manifest: Manifest) -> None:
+  """Raises a UserError if another version has saved a manifest."""
+  if manifest.get('format') != FORMAT:
+    raise UserError(
+      f'the saved replay has format {manifest.get("format")!r}, this version '
+      f'reads format {FORMAT}; use the version that saved it or a new logdir'
+    )
+
+
 def check_spec(manifest: Manifest, fields: Mapping[str, Field]) -> None:
   """Compares the steps of a manifest with those of this run.
 
   Raises:
     UserError: They differ; the message names the first key that does.
   """
-  if manifest.get('format') != FORMAT:
-    raise UserError(
-      f'the saved replay has format {manifest.get("format")!r}, this version '
-      f'reads format {FORMAT}; use the version that saved it or a new logdir'
-    )
+  check_format(manifest)
   ours = {key: field.describe() for key, field in fields.items()}
   theirs = {
     key: f'{dtype} {shape}' for key, (dtype, shape) in manifest['spec'].items()
@@ -44,12 +57,29 @@ def check_spec(manifest: Manifest, fields: Mapping[str, Field]) -> None:
       )
 
 
-def assign_streams(
-  manifests: Sequence[Manifest], shard: int, count: int
-) -> list[list[int]]:
-  """Assigns whole streams to shards, balancing the number of steps.
+class Part(NamedTuple):
+  """Rows of a saved stream.
 
-  Deterministic, so that all hosts agree without communication.
+  Attributes:
+    source: Position of its manifest.
+    stream: Position in the 'streams' of the manifest.
+    start, stop: First row, and row after the last.
+  """
+
+  source: int
+  stream: int
+  start: int
+  stop: int
+
+
+def assign_parts(
+  manifests: Sequence[Manifest], shard: int, count: int
+) -> list[Part]:
+  """Distributes saved streams over shards, balancing the number of steps.
+
+  Streams of environments stay whole. Imported streams are cut, so that every
+  shard gets an equal part of them. Deterministic, so that all hosts agree
+  without communication.
 
   Args:
     manifests: One per saved shard.
@@ -57,21 +87,50 @@ def assign_streams(
     count: Number of shards now.
 
   Returns:
-    For each manifest, the positions in its 'streams' assigned to `shard`.
+    The parts of `shard`.
   """
-  sizes = [
-    (sum(fill for _, fill, _ in stream), i, j)
-    for i, manifest in enumerate(manifests)
-    for j, stream in enumerate(manifest['streams'])
-  ]
+  streams = [_whole_streams(i, x) for i, x in enumerate(manifests)]
+  parts = [part for own, _ in streams for part in own]
   loads = [0] * count
-  assigned: list[list[int]] = [[] for _ in manifests]
-  for size, i, j in sorted(sizes, key=lambda x: (-x[0], x[1], x[2])):
+  assigned = []
+  for part in sorted(parts, key=lambda x: (x.start - x.stop, x)):
     owner = loads.index(min(loads))
-    loads[owner] += size
+    loads[owner] += part.stop
     if owner == shard:
-      assigned[i].append(j)
-  return assigned
+      assigned.append(part)
+  imported = [part for _, others in streams for part in others]
+  total = sum(part.stop for part in imported)
+  low, high = total * shard // count, total * (shard + 1) // count
+  for part in imported:
+    start, stop = max(0, low), min(part.stop, high)
+    if start < stop:
+      assigned.append(part._replace(start=start, stop=stop))
+    low -= part.stop
+    high -= part.stop
+  return sorted(assigned)
+
+
+def most_imported(manifests: Sequence[Manifest], count: int) -> int:
+  """Returns the imported steps of that of `count` shards which gets most."""
+  totals = [
+    sum(part.stop for part in _whole_streams(i, manifest)[1])
+    for i, manifest in enumerate(manifests)
+  ]
+  if len(manifests) == count:
+    return max(totals, default=0)
+  return -(-sum(totals) // count)
+
+
+def _whole_streams(
+  source: int, manifest: Manifest
+) -> tuple[list[Part], list[Part]]:
+  """Returns the streams of environments, and the imported ones."""
+  kinds: tuple[list[Part], list[Part]] = [], []
+  for stream, chunks in enumerate(manifest['streams']):
+    rows = sum(fill for _, fill, _ in chunks)
+    imported = stream in manifest.get('imported', ())
+    kinds[imported].append(Part(source, stream, 0, rows))
+  return kinds
 
 
 def plan_layout(
@@ -81,6 +140,7 @@ def plan_layout(
   capacity: int,
   chunksize: int,
   fields: Mapping[str, Field],
+  keep_imported: bool,
 ) -> 'Layout':
   """Decides which saved steps a shard takes and which chunks they go to.
 
@@ -91,13 +151,14 @@ def plan_layout(
     capacity: Maximum number of steps; the oldest chunks are left out.
     chunksize: Steps per chunk now.
     fields: Fields of a step.
+    keep_imported: Whether no imported chunk may be left out.
 
   Raises:
     ReplayCorrupt: The shard's manifest is not among them.
   """
   if len(manifests) != count:
     layout = Layout(manifests, chunksize, fields, None)
-    assigned = assign_streams(manifests, shard, count)
+    parts = assign_parts(manifests, shard, count)
   else:
     own = next((x for x in manifests if x['shard'] == shard), None)
     if own is None:
@@ -107,11 +168,10 @@ def plan_layout(
       )
     exact = own if own['chunksize'] == chunksize else None
     layout = Layout([own], chunksize, fields, exact)
-    assigned = [list(range(len(own['streams'])))]
-  for source, streams in enumerate(assigned):
-    for stream in streams:
-      layout.add_stream(source, stream)
-  layout.number_chunks(capacity)
+    parts = sorted(itertools.chain(*_whole_streams(0, own)))
+  for part in parts:
+    layout.add_stream(part)
+  layout.number_chunks(capacity, keep_imported)
   return layout
 
 
@@ -139,8 +199,9 @@ class Layout:
     self._chunksize = chunksize
     self._fields = fields
     self._ages: dict[Chunk, tuple] = {}
-    # The stream of each saved chunk and its first row in the stream.
-    self._places: dict[tuple[int, int], tuple[list[Chunk], int]] = {}
+    # For each saved chunk, the chunks of its stream, its first row in them
+    # (below 0 if they begin in it), and the number of their rows.
+    self._places: dict[tuple[int, int], tuple[list[Chunk], int, int]] = {}
     self._unread: dict[Chunk, np.ndarray] = {}
     self.exact = exact
     self.streams: list[list[Chunk]] = []
@@ -148,32 +209,35 @@ class Layout:
     self.next_serial = 0
     self.inserted = max((x['inserted'] for x in manifests), default=0)
 
-  def add_stream(self, source: int, stream: int) -> None:
-    """Makes chunks for a stream of a manifest, given by their positions."""
-    manifest = self._manifests[source]
-    saved = manifest['streams'][stream]
-    grows = self.exact is not None and stream in manifest['open']
+  def add_stream(self, part: Part) -> None:
+    """Makes chunks for rows of a saved stream."""
+    manifest = self._manifests[part.source]
+    saved = manifest['streams'][part.stream]
+    grows = self.exact is not None and part.stream in manifest['open']
+    imported = part.stream in manifest.get('imported', ())
     starts = np.cumsum([0] + [fill for _, fill, _ in saved])
-    rows = int(starts[-1])
     chunks: list[Chunk] = []
-    for start in range(0, rows, self._chunksize):
+    for start in range(part.start, part.stop, self._chunksize):
       number = int(np.searchsorted(starts, start, side='right')) - 1
       serial, _, inserted_at = saved[number]
       skipped = start - int(starts[number])
       inserted_at += skipped * manifest['width']
-      fill = min(self._chunksize, rows - start)
+      fill = min(self._chunksize, part.stop - start)
       size = self._chunksize if grows else fill
-      chunk = Chunk(serial, len(self.streams), inserted_at, size, self._fields)
+      chunk = Chunk(
+        serial, len(self.streams), inserted_at, size, self._fields, imported
+      )
       chunk.fill = fill
       if chunks:
         chunks[-1].next = chunk
       chunks.append(chunk)
-      self._ages[chunk] = (inserted_at, source, serial, skipped)
+      self._ages[chunk] = (inserted_at, part.source, serial, skipped)
     for (serial, _, _), start in zip(saved, starts, strict=False):
-      self._places[source, serial] = (chunks, int(start))
+      base, rows = int(start) - part.start, part.stop - part.start
+      self._places[part.source, serial] = (chunks, base, rows)
     self.streams.append(chunks)
 
-  def number_chunks(self, capacity: int) -> None:
+  def number_chunks(self, capacity: int, keep_imported: bool) -> None:
     """Sets serials by age and drops the oldest chunks beyond the capacity."""
     chunks = sorted(self._ages, key=self._ages.__getitem__)
     if self.exact is not None:
@@ -182,8 +246,12 @@ class Layout:
       self.next_serial = len(chunks)
       for serial, chunk in enumerate(chunks):
         chunk.serial = serial
-    sizes = np.cumsum([chunk.fill for chunk in reversed(chunks)])
-    self.chunks = chunks[len(chunks) - int(np.sum(sizes <= capacity)) :]
+    kept = {x for x in chunks if keep_imported and x.imported}
+    used = sum(chunk.fill for chunk in kept)
+    others = [x for x in chunks if x not in kept]
+    sizes = used + np.cumsum([chunk.fill for chunk in reversed(others)])
+    dropped = set(others[: len(others) - int(np.sum(sizes <= capacity))])
+    self.chunks = [x for x in chunks if x not in dropped]
     self._unread = {chunk: np.ones(chunk.fill, bool) for chunk in self.chunks}
     self.streams = [
       [chunk for chunk in stream if chunk in self._unread]
@@ -259,11 +327,12 @@ class Layout:
     """
     offset = 0
     for serial, start, stop in runs.tolist():
-      chunks, base = self._places.get((source, serial), ([], 0))
-      row = start
-      while chunks and row < stop:
+      chunks, base, rows = self._places.get((source, serial), ([], 0, 0))
+      row = max(start, -base)
+      end = min(stop, rows - base)
+      while row < end:
         number, inside = divmod(base + row, self._chunksize)
-        count = min(stop - row, self._chunksize - inside)
+        count = min(end - row, self._chunksize - inside)
         if chunks[number] in self._unread:
           saved = offset + row - start
           yield (

@@ -151,6 +151,7 @@ class Snapshot:
   they are overwritten before they have been written (`FrozenRows`).
 
   Attributes:
+    planned_bytes: Bytes of steps and latents that `write` writes.
     written: Bytes written by `write`.
   """
 
@@ -172,6 +173,7 @@ class Snapshot:
     self._done = False
     self.written = 0
     self._kept, self._new = self._ledger.plan(chunks)
+    self.planned_bytes = sum(map(self._ledger.size, self._new))
     self._frozen: dict[int, FrozenRows] = {}
     for file in self._new:
       for serial, start, stop in file.runs.tolist():

@@ -1,20 +1,18 @@
 """Benchmarks of the host: acting in environments, replay, checkpoints."""
 
-import contextlib
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from dreamer_tpu.actor.actor import Actor
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.replay import Replay
-from dreamer_tpu.run import setup
+from dreamer_tpu.run import parts
 from dreamer_tpu.tools.bench.device import random_steps, timed
 
 Row = dict[str, Any]
@@ -23,29 +21,31 @@ WARMUP = 10
 
 def actor(config: Any, repeat: int) -> list[Row]:
   """Measures environments, policy and replay inserts together."""
-  with _environments(config) as env:
-    agent = setup.make_agent(config, env)
-    policy = setup.make_policy(config, agent, env.num_envs)
+  unroll = config.env.unroll  # Steps of every environment in a call.
+  with parts.training_envs(config, 0) as env:
+    agent = parts.make_agent(config, env)
+    policy = parts.make_policy(config, agent, env.num_envs)
     state = jax.jit(agent.init)(jax.random.key(config.seed))
     policy.params = jax.tree.map(
       lambda x: x.astype(agent.dtype), state['params']
     )
-    loop, replay = Actor(env, policy), _replay(config, agent)
-    seconds = _median(lambda: loop.step(replay.add), repeat, warmup=WARMUP)
+    loop, store = parts.make_actor(config, env, policy, _replay(config, agent))
+    seconds = _median(lambda: loop.step(store), repeat, warmup=WARMUP)
   return [
     {
       'task': config.task,
       'envs': config.run.envs,
+      'unroll': unroll,
       'ms': 1e3 * seconds,
-      'steps_per_s': config.run.envs / seconds,
+      'steps_per_s': unroll * config.run.envs / seconds,
     }
   ]
 
 
 def replay(config: Any, repeat: int) -> list[Row]:
   """Measures replay inserts, batch sampling and write-back of latents."""
-  with _environments(config) as env:
-    agent = setup.make_agent(config, env)
+  with parts.training_envs(config, 0) as env:
+    agent = parts.make_agent(config, env)
   replay = _replay(config, agent)
   rng = np.random.default_rng(config.seed)
   streams = config.run.envs
@@ -71,8 +71,8 @@ def replay(config: Any, repeat: int) -> list[Row]:
 
 def checkpoint(config: Any, repeat: int) -> list[Row]:
   """Measures saving the agent, the part that blocks training, and restoring."""
-  with _environments(config) as env:
-    learner = setup.make_learner(config, setup.make_agent(config, env))
+  with parts.training_envs(config, 0) as env:
+    learner = parts.make_learner(config, parts.make_agent(config, env))
   learner.init()
   blocking, total, restore = [], [], []
   with (
@@ -97,16 +97,7 @@ def checkpoint(config: Any, repeat: int) -> list[Row]:
 
 
 def _replay(config: Any, agent: Agent) -> Replay:
-  return setup.make_replay(config, agent, config.run.envs)
-
-
-@contextlib.contextmanager
-def _environments(config: Any) -> Iterator[Any]:
-  env = setup.make_envs(config, 0)
-  try:
-    yield env
-  finally:
-    env.close()
+  return parts.make_replay(config, agent, config.run.envs)
 
 
 def _median(run: Callable[[], Any], repeat: int, warmup: int = 1) -> float:

@@ -17,7 +17,6 @@ from dreamer_tpu.metrics import jsonl
 
 Row = dict[str, Any]
 Record = dict[str, Any]
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 TIMEOUT = 3600
 # Share of its time from which the learner counts as waiting.
 WAITING = 0.05
@@ -135,15 +134,16 @@ def _first_update(
 def _start(
   config: Any, logdir: pathlib.Path, env: Mapping[str, str]
 ) -> subprocess.Popen:
-  """Starts main.py with this configuration; it logs to a file only."""
+  """Starts a run with this configuration; it logs to a file only."""
   options = flatten(config)
   options['metrics.outputs'] = ('jsonl',)
   name = config.task.partition('_')[0]
   suites = {'dmc': 'dmc_vision' if config.env.dmc.image else 'dmc_proprio'}
   command = [
     sys.executable,
-    str(ROOT / 'main.py'),
-    f'--config={ROOT}/configs/{suites.get(name, name)}.py',
+    '-m',
+    'dreamer_tpu',
+    f'--config={suites.get(name, name)}',
     f'--logdir={logdir}',
     *(f'--config.{key}={_text(value)}' for key, value in options.items()),
   ]

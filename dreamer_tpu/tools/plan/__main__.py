@@ -21,6 +21,7 @@ from dreamer_tpu.cli import flags
 from dreamer_tpu.errors import UserError
 
 if TYPE_CHECKING:
+  from dreamer_tpu.tools.plan.acting import ActingPlan
   from dreamer_tpu.tools.plan.step import UpdatePlan
 
 GIB = 2**30
@@ -63,12 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(config: Any, args: argparse.Namespace) -> list['UpdatePlan']:
+  from dreamer_tpu.metrics.terminal import Terminal
   from dreamer_tpu.tools.plan import meshes, step
 
+  terminal = Terminal(sys.stderr)
   agent = step.make_agent(config)
-  if args.suggest:
-    return meshes.suggest(config, agent, args.topology, args.chips)
-  return [step.make(config, agent, args.topology, args.chips)]
+  try:
+    if args.suggest:
+      return meshes.suggest(config, agent, args.topology, args.chips, terminal)
+    return [step.make(config, agent, args.topology, args.chips, terminal)]
+  finally:
+    print(terminal.end_line(), end='', file=sys.stderr, flush=True)
 
 
 def as_json(plan: 'UpdatePlan') -> dict[str, Any]:
@@ -93,16 +99,20 @@ def comparison(plan: 'UpdatePlan') -> str:
 
 def lines(plan: 'UpdatePlan') -> Iterator[str]:
   """Yields the lines of a plan as text."""
+  devices = '' if plan.devices == plan.chips else f' ({plan.devices} devices)'
   yield (
-    f'{plan.topology}, {plan.chips} chips on {plan.hosts} hosts, '
+    f'{plan.topology}, {plan.chips} chips{devices} on {plan.hosts} hosts, '
     f'mesh {_mesh(plan)}, batch {plan.batch_size} x {plan.batch_length}'
   )
   yield f'parameters   {plan.parameters:,}'
+  acting = plan.peak - plan.arguments - plan.temporaries
+  parts = f'arguments {plan.arguments / GIB:.2f}'
+  parts += f' + temporaries {plan.temporaries / GIB:.2f}'
+  parts += f' + acting {acting / GIB:.2f}' if plan.acting else ''
   over = (plan.peak - plan.hbm) / GIB
   yield (
-    f'memory       {plan.peak / GIB:.2f} of {plan.hbm / GIB:.2f} GiB per chip '
-    f'(arguments {plan.arguments / GIB:.2f}, temporaries '
-    f'{plan.temporaries / GIB:.2f}): '
+    f'memory       {plan.peak / GIB:.2f} of {plan.hbm / GIB:.2f} GiB per '
+    f'{_unit(plan)} ({parts}): '
     + ('fits' if plan.fits else f'does not fit by {over:.2f} GiB')
   )
   yield f'compiling    {plan.compile_s:.0f} s'
@@ -115,7 +125,18 @@ def lines(plan: 'UpdatePlan') -> Iterator[str]:
       f'{1e3 * x.memory:.3g} ms, network {1e3 * x.network:.3g} ms per update: '
       f'bound by {x.bound}'
     )
+  if plan.acting:
+    yield _acting(plan.acting)
   yield f'replay       {plan.replay / 1e9:.3g} GB of RAM per host'
+
+
+def _acting(plan: 'ActingPlan') -> str:
+  return (
+    f'acting       {plan.unroll} steps of {plan.envs} environments on one chip '
+    f'per host: {plan.resident / GIB:.3g} GiB all the time, '
+    f'{plan.peak / GIB:.3g} GiB at most; {plan.hbm_per_step / 1e6:.3g} MB of '
+    f'HBM traffic per step; collectives: {plan.collectives or "none"}'
+  )
 
 
 def _collectives(plan: 'UpdatePlan') -> Iterator[str]:
@@ -130,8 +151,13 @@ def _collectives(plan: 'UpdatePlan') -> Iterator[str]:
     size = sum(x.times * x.size for x in group) / 1e6
     where = f', from {len(group)} inside of loops' if loop else ''
     yield (
-      f'collectives  {times} {kind} per update, {size:.3g} MB per chip{where}'
+      f'collectives  {times} {kind} per update, {size:.3g} MB per '
+      f'{_unit(plan)}{where}'
     )
+
+
+def _unit(plan: 'UpdatePlan') -> str:
+  return 'chip' if plan.devices == plan.chips else 'device'
 
 
 def _mesh(plan: 'UpdatePlan') -> str:

@@ -13,19 +13,21 @@ LATENCY = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Specs of a TPU chip.
+  """Specs of a TPU chip, per JAX device.
 
   Attributes:
     kind: Name as in `jax.Device.device_kind`.
     hbm: Bytes of HBM that a program may use.
     bandwidth: HBM bytes per second.
-    network: Bytes per second that a chip can send to its neighbors.
+    network: Bytes per second that a device can send to its neighbors.
+    devices: Devices of a chip.
   """
 
   kind: str
   hbm: float
   bandwidth: float
   network: float
+  devices: int = 1
 
   @property
   def flops(self) -> float:
@@ -38,6 +40,7 @@ CHIPS = {
   'v5e': Chip('TPU v5e', 15.75 * GIB, 0.82e12, 200e9),
   'v5p': Chip('TPU v5p', 95.74 * GIB, 2.77e12, 600e9),
   'v6e': Chip('TPU v6e', 31.25 * GIB, 1.64e12, 400e9),
+  'tpu7x': Chip('TPU7x', 94.75 * GIB, 3.69e12, 300e9, devices=2),
 }
 
 
@@ -69,7 +72,7 @@ class Floors:
 
 def floors(
   chip: Chip,
-  flops_per_chip: float,
+  flops_per_device: float,
   hbm_bytes: float,
   collectives: Sequence[Collective],
 ) -> Floors:
@@ -77,13 +80,13 @@ def floors(
 
   Args:
     chip: The kind of chip.
-    flops_per_chip: FLOPs of the update on one chip.
-    hbm_bytes: HBM traffic of one chip.
+    flops_per_device: FLOPs of the update on one device.
+    hbm_bytes: HBM traffic of one device.
     collectives: Collectives of the update.
   """
   network = sum(
     x.times * (x.sent / chip.network + LATENCY) for x in collectives
   )
   return Floors(
-    flops_per_chip / chip.flops, hbm_bytes / chip.bandwidth, network
+    flops_per_device / chip.flops, hbm_bytes / chip.bandwidth, network
   )

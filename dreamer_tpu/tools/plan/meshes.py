@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.steps import Steps
+from dreamer_tpu.metrics.terminal import Terminal
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import step, topology
 
@@ -14,7 +15,11 @@ Sizes = tuple[int, int, int]
 
 
 def suggest(
-  config: ConfigDict, agent: Agent, name: str, chips: int | None = None
+  config: ConfigDict,
+  agent: Agent,
+  name: str,
+  chips: int | None,
+  terminal: Terminal,
 ) -> list[step.UpdatePlan]:
   """Compiles the candidate meshes, at most four, and ranks them.
 
@@ -22,7 +27,8 @@ def suggest(
     config: Configuration of the run; `mesh` is ignored.
     agent: Agent from `step.make_agent`.
     name: Name of the topology.
-    chips: Number of chips to use of it; all by default.
+    chips: Number of chips to use of it; None for all.
+    terminal: Shows the stages of the work, which take minutes.
 
   Returns:
     The plans, best first: those that fit by their largest floor, then the
@@ -37,7 +43,11 @@ def suggest(
       f'No mesh of {name} divides batch_size={config.batch_size} and the '
       f'{config.agent.rssm.blocks} blocks; choose another batch_size.'
     )
-  plans = [step.make(_with_mesh(config, x), agent, name, chips) for x in sizes]
+  terminal.log_status(f'Comparing {len(sizes)} meshes, one after another.')
+  plans = [
+    step.make(_with_mesh(config, x), agent, name, chips, terminal)
+    for x in sizes
+  ]
   return sorted(plans, key=rank)
 
 

@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from dreamer_tpu import envs
 from dreamer_tpu.agent import Agent
 from dreamer_tpu.cli import platform
-from dreamer_tpu.learner.steps import Steps, step_spec
+from dreamer_tpu.learner.steps import Steps
 from dreamer_tpu.metrics import flops
-from dreamer_tpu.run import setup
+from dreamer_tpu.metrics.terminal import Terminal
+from dreamer_tpu.run import memory, parts
 from dreamer_tpu.sharding import mesh as mesh_lib
 from dreamer_tpu.tools.plan import hardware, hlo, topology
+from dreamer_tpu.tools.plan.acting import ActingPlan, plan_acting
 
 # The compiler's two messages for a program that does not fit.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm')
@@ -29,30 +31,33 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdatePlan:
-  """Cost of an update on a topology; bytes are per chip.
+  """Cost of an update on a topology; bytes are per device.
 
   Attributes:
     topology: Name of the topology.
     chips: Number of chips used.
+    devices: Number of JAX devices of these chips, two per chip on TPU7x.
     hosts: Number of hosts of these chips.
-    mesh: Chips along each axis.
+    mesh: Devices along each axis.
     batch_size: Rows of the global batch.
     batch_length: Trained steps of a row.
     parameters: Parameters of the whole model.
     arguments: Bytes of state, carry and batch.
-    temporaries: Bytes of temporaries.
-    peak: Peak memory of the update.
+    temporaries: Bytes of temporaries and results at the peak of the update.
+    peak: Peak memory of the update, or of acting if that has more.
     hbm: Available memory.
     fits: Whether the program fits in memory.
     compile_s: Seconds to compile.
-    flops: FLOPs of an update on all chips.
+    flops: FLOPs of an update on all devices.
     collectives: Collectives of an update; empty if it does not fit.
     floors: Lower bounds on its time; None if it does not fit.
     replay: Bytes of RAM for the replay of one host.
+    acting: Cost of acting on one chip of each host, if environments are there.
   """
 
   topology: str
   chips: int
+  devices: int
   hosts: int
   mesh: dict[str, int]
   batch_size: int
@@ -68,6 +73,7 @@ class UpdatePlan:
   collectives: Sequence[hlo.Collective]
   floors: hardware.Floors | None
   replay: float
+  acting: ActingPlan | None = None
 
 
 def make_agent(config: ConfigDict) -> Agent:
@@ -76,10 +82,15 @@ def make_agent(config: ConfigDict) -> Agent:
   Raises:
     UserError: The task is unknown or its package is missing.
   """
-  obs_space, act_space = envs.spaces(config.task, config.env)
+  rules = parts.conversion_rules(config)
+  if envs.is_functional(config.task):
+    env = envs.make_functional(config.task, 1, config.env, rules=rules)
+    obs_space, act_space = env.obs_space, env.act_space
+  else:
+    obs_space, act_space = envs.spaces(config.task, config.env, rules)
   return Agent(
-    setup.agent_spaces(obs_space),
-    setup.agent_spaces(act_space),
+    parts.agent_spaces(obs_space),
+    parts.agent_spaces(act_space),
     config.agent,
     dtype=jnp.dtype(platform.compute_dtype(config.dtype.compute, 'tpu')),
     context=config.replay_context,
@@ -87,7 +98,11 @@ def make_agent(config: ConfigDict) -> Agent:
 
 
 def make(
-  config: ConfigDict, agent: Agent, name: str, chips: int | None = None
+  config: ConfigDict,
+  agent: Agent,
+  name: str,
+  chips: int | None,
+  terminal: Terminal,
 ) -> UpdatePlan:
   """Compiles the update of a run and returns its cost.
 
@@ -95,7 +110,8 @@ def make(
     config: Configuration of the run.
     agent: Agent from `make_agent`.
     name: Name of the topology.
-    chips: Number of chips to use of it; all by default.
+    chips: Number of chips to use of it; None for all.
+    terminal: Shows the stages of the work, which take minutes.
 
   Raises:
     UserError: The topology is unknown, or mesh or batch do not divide.
@@ -107,20 +123,28 @@ def make(
     agent, mesh, config.sharding.rules, batch_size=config.batch_size
   )
   arguments = steps.train_arguments(config.batch_length)
-  traced = steps.train.trace(*arguments)
-  work = flops.count_jaxpr(traced.jaxpr).total
+  sizes = ' '.join(f'{k}={v}' for k, v in mesh.shape.items())
+  with terminal.working(f'Tracing the update on {sizes}'):
+    traced = steps.train.trace(*arguments)
+    work = flops.count_jaxpr(traced.jaxpr).total
   chip = hardware.CHIPS[name.partition(':')[0]]
   start = time.monotonic()
-  compiled, message = _compile(traced)
+  with terminal.working(f'Compiling it for {name}'):
+    compiled, message = _compile(traced)
   compile_s = time.monotonic() - start
   if compiled:
     figures = _figures(compiled, work / len(devices), chip)
   else:
     figures = _figures_without_fit(message, arguments, chip)
   hosts = len({x.process_index for x in devices})
+  with terminal.working('Compiling the program that acts'):
+    actor = plan_acting(config, agent, devices[0])
+  if actor and config.policy.device == 'shared':
+    figures |= _with_acting(figures, actor, chip)
   return UpdatePlan(
     topology=name,
-    chips=len(devices),
+    chips=len(devices) // chip.devices,
+    devices=len(devices),
     hosts=hosts,
     mesh=dict(mesh.shape),
     batch_size=config.batch_size,
@@ -129,9 +153,20 @@ def make(
     hbm=chip.hbm,
     compile_s=compile_s,
     flops=work,
-    replay=replay_bytes(config, agent) / hosts,
+    replay=memory.replay_bytes(config, agent, hosts),
+    acting=actor,
     **figures,
   )
+
+
+def _with_acting(
+  figures: dict[str, Any], actor: ActingPlan, chip: hardware.Chip
+) -> dict[str, Any]:
+  """Returns the peak on the chip that learns and acts, one after the other."""
+  peak = max(
+    figures['peak'] + actor.resident, figures['arguments'] + actor.peak
+  )
+  return dict(peak=peak, fits=figures['fits'] and peak <= chip.hbm)
 
 
 def _compile(traced: Any) -> tuple[Any, str]:
@@ -145,19 +180,22 @@ def _compile(traced: Any) -> tuple[Any, str]:
 
 
 def _figures(
-  compiled: Any, flops_per_chip: float, chip: hardware.Chip
+  compiled: Any, flops_per_device: float, chip: hardware.Chip
 ) -> dict[str, Any]:
   stats = compiled.memory_analysis()
   program = hlo.Program(compiled.as_text())
   collectives = program.collectives()
+  # The compiler compares the peak with the memory of the chip. Its size of
+  # temporaries says less: it exceeds that memory for programs that fit.
+  arguments, peak = stats.argument_size_in_bytes, stats.peak_memory_in_bytes
   return dict(
-    arguments=stats.argument_size_in_bytes,
-    temporaries=stats.temp_size_in_bytes,
-    peak=stats.peak_memory_in_bytes,
+    arguments=arguments,
+    temporaries=peak - arguments,
+    peak=peak,
     fits=True,
     collectives=collectives,
     floors=hardware.floors(
-      chip, flops_per_chip, program.hbm_bytes(), collectives
+      chip, flops_per_device, program.hbm_bytes(), collectives
     ),
   )
 
@@ -175,15 +213,6 @@ def _figures_without_fit(
     collectives=[],
     floors=None,
   )
-
-
-def replay_bytes(config: ConfigDict, agent: Agent) -> float:
-  """Returns the RAM of a full replay over all hosts, in bytes."""
-  per_step = sum(
-    math.prod(shape) * jnp.dtype(dtype).itemsize
-    for shape, dtype in step_spec(agent).values()
-  )
-  return per_step * min(config.replay.size, config.run.steps)
 
 
 def shard_bytes(x: Any) -> float:

@@ -11,7 +11,13 @@ from jax.experimental import topologies
 from dreamer_tpu.errors import UserError
 
 # Dimensions of the torus and maximum number of chips of a slice.
-_LIMITS = {'v4': (3, 4096), 'v5e': (2, 256), 'v5p': (3, 6144), 'v6e': (2, 256)}
+_LIMITS = {
+  'v4': (3, 4096),
+  'v5e': (2, 256),
+  'v5p': (3, 6144),
+  'v6e': (2, 256),
+  'tpu7x': (3, 9216),
+}
 # Without these, libtpu looks for a TPU on this machine and fails.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -22,11 +28,11 @@ _ENVIRONMENT = {
 
 
 def devices(name: str, chips: int | None = None) -> list[Any]:
-  """Returns the chips of a TPU topology, ordered by host.
+  """Returns the devices of a TPU topology, ordered by host.
 
   Args:
-    name: Generation and shape, such as 'v5e:4x4' or 'v5p:2x2x2'.
-    chips: Number of chips to return; all by default.
+    name: Generation and shape, such as 'v5e:4x4' or 'tpu7x:2x2x1'.
+    chips: Number of chips whose devices to return; all by default.
 
   Raises:
     UserError: The topology is unknown or has fewer chips.
@@ -49,12 +55,13 @@ def devices(name: str, chips: int | None = None) -> list[Any]:
       f'--topology={name} is not supported by libtpu: {_brief(error)}'
     ) from error
   found = sorted(found, key=lambda x: (x.process_index, x.id))
-  if chips is not None and not 1 <= chips <= len(found):
+  count = math.prod(shape)
+  if chips is not None and not 1 <= chips <= count:
     raise UserError(
-      f'--chips={chips}: {name} has {len(found)} chips; choose 1 to '
-      f'{len(found)} or a larger topology.'
+      f'--chips={chips}: {name} has {count} chips; choose 1 to {count} or a '
+      'larger topology.'
     )
-  return list(found[:chips])
+  return found[: (chips or count) * (len(found) // count)]
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:

@@ -1,22 +1,17 @@
-"""Loads scores of runs and published scores and compares them."""
+"""Loads scores of runs."""
 
-import collections
-import csv
 import dataclasses
-import functools
 import gzip
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from dreamer_tpu.errors import UserError, nearest
+from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics import jsonl
 
-_HERE = pathlib.Path(__file__).parent
 # Runs of at most this many frames are compared with Atari 100k.
 _ATARI100K_FRAMES = 1_000_000
 
@@ -33,6 +28,9 @@ class Run:
       end of each episode, ascending.
     scores: float [N], sum of rewards of each episode.
     reach: Environment steps of the run so far.
+    maxima: float [N] each, maxima over each episode of what the environment
+      logs, by name, such as 'achievement_place_table'; NaN if unknown.
+    path: Its log directory, None if it was not loaded from one.
   """
 
   label: str
@@ -41,50 +39,33 @@ class Run:
   steps: np.ndarray
   scores: np.ndarray
   reach: float
+  maxima: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  path: epath.Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-  """Published scores of one task, by window of environment steps.
-
-  Attributes:
-    benchmark: 'dmc_proprio', 'dmc_vision', 'atari100k', 'atari57', 'procgen'.
-    ends: float [W], last environment step of each window.
-    median: float [W], median over seeds of the mean score in the window.
-    low: float [W], worst seed.
-    high: float [W], best seed.
-    seeds: Maximum number of seeds.
-  """
-
-  benchmark: str
-  ends: np.ndarray
-  median: np.ndarray
-  low: np.ndarray
-  high: np.ndarray
-  seeds: int
-
-  @property
-  def edges(self) -> np.ndarray:
-    """Borders of the windows, float [W + 1]."""
-    return np.concatenate([[0.0], self.ends])
+Groups = dict[tuple[str, str, str], list[Run]]
 
 
 def find_runs(
   names: Iterable[str], mode: str = 'train', repeat: float | None = None
 ) -> list[Run]:
-  """Loads log directories.
+  """Loads log directories and files of scores.
 
   Args:
-    names: Log directories or folders of them, optionally as LABEL=PATH.
-    mode: Kind of episodes, 'train' or 'eval'.
+    names: Log directories, folders of them, or files of scores (see
+      `load_scores`), optionally as LABEL=PATH.
+    mode: Kind of episodes of log directories, 'train' or 'eval'.
     repeat: Environment steps per agent step; read from the run by default.
 
   Raises:
-    UserError: A directory is missing or holds no scores.
+    UserError: A path is missing or holds no scores.
   """
   runs = []
   for name in names:
     label, path = _split_label(name)
+    if path.is_file():
+      runs += load_scores(path, label)
+      continue
     if not path.is_dir():
       raise UserError(f'Log directory {str(path)!r} does not exist.')
     folders = [path] if _is_run(path) else _runs_below(path)
@@ -110,75 +91,67 @@ def load_run(
   """
   config = read_config(path)
   metrics = _read(path / 'metrics.jsonl')
-  scored = _read(path / 'scores.jsonl')
-  pairs = [
-    (line['step'], line['episode/score'])
-    for line in scored
-    if line.get('mode', 'train') == mode
-  ]
-  if not pairs:
-    name = 'episode/score' if mode == 'train' else f'{mode}/episode/score'
-    pairs = [(line['step'], line[name]) for line in metrics if name in line]
-  pairs = [pair for pair in pairs if pair[1] is not None]
-  if not pairs:
-    others = sorted({line.get('mode', 'train') for line in scored})
-    hint = f' Use --mode={others[0]} for its other episodes.' if others else ''
-    raise UserError(
-      f'{str(path)!r} holds no score of a finished {mode} episode yet.{hint}'
-    )
+  episodes = _episodes(path, metrics, mode)
   task = config.get('task', path.name)
   if repeat is None:
     repeat = _repeat(config, task, metrics)
-  steps, scores = np.array(sorted(pairs, key=lambda pair: pair[0]), float).T
+  steps, scores = (
+    np.array([episode[name] for episode in episodes], float)
+    for name in ('step', 'episode/score')
+  )
   last = max(steps[-1], metrics[-1]['step'] if metrics else 0)
-  benchmark = _benchmark(config, task, repeat)
-  return Run(label, task, benchmark, steps * repeat, scores, last * repeat)
+  return Run(
+    label=label,
+    task=task,
+    benchmark=_benchmark(config, task, repeat),
+    steps=steps * repeat,
+    scores=scores,
+    reach=last * repeat,
+    maxima=_maxima(episodes),
+    path=path,
+  )
 
 
-@functools.cache
-def published() -> Mapping[tuple[str, str], Published]:
-  """Returns the published scores by benchmark and task."""
-  rows = collections.defaultdict(list)
-  with gzip.open(_HERE / 'published_scores.csv.gz', 'rt') as file:
-    for row in csv.DictReader(file):
-      rows[row['benchmark'], row['task']].append(row)
-  column = lambda group, name: np.array([float(row[name]) for row in group])
-  return {
-    (benchmark, task): Published(
-      benchmark=benchmark,
-      ends=column(group, 'environment_steps_up_to'),
-      median=column(group, 'median'),
-      low=column(group, 'min'),
-      high=column(group, 'max'),
-      seeds=max(int(row['seeds']) for row in group),
-    )
-    for (benchmark, task), group in rows.items()
-  }
+def load_scores(path: epath.Path, label: str = '') -> list[Run]:
+  """Loads a file of scores of runs, as the public implementation keeps them.
 
-
-def find_published(choice: str, run: Run) -> Published | None:
-  """Returns the scores to compare a run with.
+  It is a list of objects as JSON, which may be compressed by gzip: 'task',
+  'method', 'seed', 'xs' (environment steps) and 'ys' (scores, null for none).
+  Its name starts with the benchmark, as in 'atari100k-dreamerv3.json.gz'.
 
   Args:
-    choice: 'auto', 'none', TASK, or BENCHMARK/TASK.
-    run: Run whose benchmark, and with 'auto' task, is preferred.
+    path: The file.
+    label: Label of the runs, by default their method.
 
   Raises:
-    UserError: There are no scores of that name.
+    UserError: The file has another form.
   """
-  table = published()
-  if choice == 'none':
-    return None
-  if choice == 'auto':
-    return table.get((run.benchmark, run.task))
-  benchmark, _, task = choice.rpartition('/')
-  keys = [k for k in table if k[1] == task and benchmark in ('', k[0])]
-  if not keys:
-    names = {task for _, task in table} | {'/'.join(key) for key in table}
-    near = nearest(choice, sorted(names))
-    raise UserError(f"--published={choice} is unknown; did you mean '{near}'?")
-  preferred = run.benchmark, task
-  return table[preferred if preferred in keys else keys[0]]
+  data = path.read_bytes()
+  try:
+    if path.name.endswith('.gz'):
+      data = gzip.decompress(data)
+    return [
+      make_run(
+        label or item['method'],
+        item['task'],
+        path.name.partition('-')[0],
+        [p for p in zip(item['xs'], item['ys'], strict=True) if None not in p],
+      )
+      for item in json.loads(data)
+    ]
+  except (ValueError, KeyError, TypeError, EOFError, OSError) as e:
+    raise UserError(
+      f'{str(path)!r} is neither a log directory nor a file of scores: a JSON '
+      f'list of objects with task, method, xs and ys ({e!r}).'
+    ) from e
+
+
+def group(runs: Iterable[Run]) -> Groups:
+  """Groups the seeds of a task and label, by (benchmark, task, label)."""
+  groups: Groups = {}
+  for run in runs:
+    groups.setdefault((run.benchmark, run.task, run.label), []).append(run)
+  return groups
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
@@ -217,57 +190,65 @@ def window_means(run: Run, edges: np.ndarray) -> np.ndarray:
   return means
 
 
-def relative_area(runs: Sequence[Run], curve: Published) -> float:
-  """Returns the area under the median over seeds relative to the published one.
-
-  Areas are above the score of a random policy on Atari, else above zero, over
-  the windows that all runs cover.
-
-  Returns:
-    A ratio; NaN without a common window.
-  """
-  means = np.stack([window_means(run, curve.edges) for run in runs])
-  common = np.isfinite(means).all(0) & np.isfinite(curve.median)
-  floor = atari_scores().get(_game(runs[0].task), (0.0, 0.0))[0]
-  widths = np.diff(curve.edges)[common]
-  ours = (np.median(means, 0)[common] - floor) @ widths
-  theirs = (curve.median[common] - floor) @ widths
-  return float(ours / theirs) if common.any() and theirs > 0 else np.nan
-
-
 def last_score(run: Run) -> float:
   """Returns the mean of the last tenth of the steps, at least ten episodes."""
   late = int((run.steps > 0.9 * run.reach).sum())
   return float(run.scores[-max(late, 10) :].mean())
 
 
-def published_score(curve: Published, reach: float) -> float:
-  """Returns the published median at a step, NaN beyond the last window."""
-  index = np.searchsorted(curve.ends, reach * (1 - 1e-9))
-  return float(curve.median[index]) if index < len(curve.ends) else np.nan
+def make_run(
+  label: str, task: str, benchmark: str, points: Sequence[tuple[float, float]]
+) -> Run:
+  """Makes a run from pairs of environment steps and scores, in any order.
 
-
-@functools.cache
-def atari_scores() -> Mapping[str, tuple[float, float]]:
-  """Returns (random, human) scores of 57 games, by name without underscores.
-
-  Most publications normalize with these: episodes of at most 30 minutes with
-  up to 30 initial no-ops, and a professional game tester (Mnih et al. 2015;
-  Wang et al. 2016, 'Dueling Network Architectures for Deep RL').
+  Raises:
+    ValueError: There are none.
   """
-  with (_HERE / 'atari_scores.csv').open() as file:
-    return {
-      _game(row['game']): (float(row['random']), float(row['human']))
-      for row in csv.DictReader(file)
-    }
+  if not points:
+    raise ValueError(f'{task} has no score')
+  steps, scores = np.array(sorted(points), float).T
+  return Run(label, task, benchmark, steps, scores, float(steps[-1]))
 
 
-def human_normalized(task: str, score: float) -> float:
-  """Returns a score between random (0) and human (1); NaN if not Atari."""
-  if not task.startswith('atari_') or _game(task) not in atari_scores():
-    return np.nan
-  random, human = atari_scores()[_game(task)]
-  return (score - random) / (human - random)
+def _episodes(
+  path: epath.Path, metrics: list[dict[str, Any]], mode: str
+) -> list[dict[str, Any]]:
+  """Returns lines with 'step' and 'episode/score', in order of steps.
+
+  Raises:
+    UserError: There is no finished episode of that mode.
+  """
+  scored = _read(path / 'scores.jsonl')
+  lines = [line for line in scored if line.get('mode', 'train') == mode]
+  if not lines:
+    name = 'episode/score' if mode == 'train' else f'{mode}/episode/score'
+    lines = [
+      {'step': line['step'], 'episode/score': line[name]}
+      for line in metrics
+      if name in line
+    ]
+  lines = [line for line in lines if line['episode/score'] is not None]
+  if not lines:
+    others = sorted({line.get('mode', 'train') for line in scored})
+    hint = f' Use --mode={others[0]} for its other episodes.' if others else ''
+    raise UserError(
+      f'{str(path)!r} holds no score of a finished {mode} episode yet.{hint}'
+    )
+  return sorted(lines, key=lambda line: line['step'])
+
+
+def _maxima(episodes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  names = {key for line in episodes for key in line if _is_maximum(key)}
+  return {
+    name.removeprefix('epstats/').removesuffix('/max'): np.array(
+      [line.get(name, np.nan) for line in episodes], float
+    )
+    for name in sorted(names)
+  }
+
+
+def _is_maximum(name: str) -> bool:
+  return name.startswith('epstats/') and name.endswith('/max')
 
 
 def _split_label(name: str) -> tuple[str, epath.Path]:
@@ -315,7 +296,3 @@ def _benchmark(config: dict[str, Any], task: str, repeat: float) -> str:
 
 def _env(config: dict[str, Any], task: str) -> dict[str, Any]:
   return config.get('env', {}).get(task.partition('_')[0], {})
-
-
-def _game(task: str) -> str:
-  return task.removeprefix('atari_').replace('_', '')

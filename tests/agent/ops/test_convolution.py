@@ -62,6 +62,17 @@ def test_conv_of_odd_images(form):
 
 
 @pytest.mark.parametrize('form', FAST)
+@pytest.mark.parametrize('inputs', [FEW, MANY])
+def test_conv_max_pool2x2(form, inputs):
+  args = draw(2, 6, 10, inputs), draw(5, 5, inputs, 4), draw(4)
+  assert_agrees(form, convolution.conv_max_pool2x2, *args)
+  with backend.using(backend.Backend(form)):
+    pooled = convolution.conv_max_pool2x2(*args)
+  expected = convolution.conv(*args).reshape(2, 3, 2, 5, 2, 4).max((2, 4))
+  np.testing.assert_allclose(pooled, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('form', FAST)
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('size', SIZES)
 def test_upsample_conv(form, dtype, size):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dreamer_tpu.errors import UserError
-from dreamer_tpu.replay import ReplayCorrupt
+from dreamer_tpu.replay import ReplayCorrupt, saved_streams
 from tests.helpers.replay_model import Envs, fresh_latents, make
 from tests.helpers.saved_replay import files_under, save, saved_replay, stamp
 
@@ -32,6 +32,10 @@ def test_corrupt_files_are_named(kind, fault, tmp_path):
   with pytest.raises(ReplayCorrupt) as error:
     other.load(tmp_path, [second])
   message = str(error.value)
+  if kind == 'steps':  # Read one by one, they are named alike.
+    with pytest.raises(ReplayCorrupt) as alike:
+      list(saved_streams(tmp_path, [second]))
+    assert str(alike.value) == message
   assert path.name in message
   assert '\n' not in message
   assert len(other) == 0
@@ -48,6 +52,8 @@ def test_missing_entries_and_manifests(tmp_path):
   }
   with pytest.raises(ReplayCorrupt, match='names no file for 120 of its'):
     make().load(tmp_path, [lost])
+  with pytest.raises(ReplayCorrupt, match='names no file for 7 of its'):
+    list(map(list, saved_streams(tmp_path, [lost])))
   with pytest.raises(ReplayCorrupt, match='no replay manifest for shard 1'):
     make(shard=1).load(tmp_path, [manifest], 1)
   with pytest.raises(UserError, match='format 99'):
@@ -63,6 +69,14 @@ def test_a_file_that_disappears_is_written_again(tmp_path):
     other = make()
     other.load(tmp_path / kind, [save(replay, tmp_path / kind)])
     assert stamp(other) == stamp(replay)
+
+
+def test_a_run_that_goes_on_deletes_a_file_while_it_is_read(tmp_path):
+  replay, _, _, kinds = saved_replay(tmp_path)
+  stream = next(saved_streams(tmp_path, [save(replay, tmp_path)]))
+  kinds['steps'].unlink()
+  with pytest.raises(UserError, match='is gone: its run goes on'):
+    list(stream)
 
 
 def test_leftovers_of_a_killed_run_do_no_harm(tmp_path):

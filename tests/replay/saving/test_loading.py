@@ -38,7 +38,7 @@ def assert_twins(one, two, envs, rounds=40):
 @pytest.mark.parametrize('seed', range(8))
 def test_random_operations_with_saves_and_restores(seed, tmp_path, monkeypatch):
   # Tiny files, so that there are many.
-  monkeypatch.setattr(ledger, '_FILE_BYTES', 500)
+  monkeypatch.setattr(ledger, 'FILE_BYTES', 500)
   rng = np.random.default_rng(seed)
   streams = int(rng.integers(1, 5))
   length = int(rng.integers(1, 8))

@@ -6,9 +6,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from dreamer_tpu.replay import Replay, prune
+from dreamer_tpu.replay import Replay, Sampling, prune, step_bytes
 from dreamer_tpu.replay.saving import files, ledger
 from tests.helpers.replay_model import (
+  SPEC,
   Envs,
   Model,
   assert_same,
@@ -68,7 +69,7 @@ class Steps:
 
 @pytest.mark.parametrize('train', [0, 3, 60])
 def test_bytes_written_and_bytes_on_disk(train, tmp_path, monkeypatch):
-  monkeypatch.setattr(ledger, '_FILE_BYTES', 64 * 1024)
+  monkeypatch.setattr(ledger, 'FILE_BYTES', 64 * 1024)
   steps = Steps(capacity=6000)
   steps.add(400)
   steps.train(train)
@@ -177,8 +178,9 @@ def test_snapshot_holds_the_state_at_its_time(tmp_path):
     restored = make(capacity=150)
     restored.load(tmp_path, [snapshot.write()])
     assert contents(restored) == contents(twin)
+    per_step = step_bytes(SPEC, 7, Sampling())
     assert replay.stats()['ram_gb'] == pytest.approx(
-      replay._store.steps * 43e-9
+      replay._store.steps * per_step / 1e9
     )
 
 
@@ -217,7 +219,7 @@ def test_snapshot_under_concurrent_changes(tmp_path):
 
 
 def test_discarded_and_failed_saves_lose_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(ledger, '_FILE_BYTES', 500)
+  monkeypatch.setattr(ledger, 'FILE_BYTES', 500)
   replay, model, envs = make(), Model(5, 200, 7, 3), Envs(3)
   rng = np.random.default_rng(0)
   manifests = []
@@ -271,7 +273,7 @@ def test_prune_keeps_named_files_and_the_newest_save(tmp_path):
 
 
 def test_prune_at_any_moment(tmp_path, monkeypatch):
-  monkeypatch.setattr(ledger, '_FILE_BYTES', 500)
+  monkeypatch.setattr(ledger, 'FILE_BYTES', 500)
   replay, envs = make(capacity=90), Envs(3)
   rng = np.random.default_rng(0)
   write = files.write_file

@@ -1,0 +1,16 @@
+"""Brax for 10M steps, with a small model."""
+
+import ml_collections
+
+from configs import presets as presets_lib
+from configs.base import base
+
+
+def get_config(presets: str = '') -> ml_collections.ConfigDict:
+  """Returns the suite's configuration with `presets` applied in order."""
+  config = base()
+  config.task = 'brax_ant'
+  config.run.update(steps=10_000_000, train_ratio=32.0, envs=64)
+  config.env.unroll = 16
+  presets_lib.apply(config, 'size1m')
+  return presets_lib.apply(config, presets)

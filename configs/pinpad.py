@@ -1,0 +1,14 @@
+"""Pin pad: pads to step on in the right order, for 10M steps."""
+
+import ml_collections
+
+from configs import presets as presets_lib
+from configs.base import base
+
+
+def get_config(presets: str = '') -> ml_collections.ConfigDict:
+  """Returns the suite's configuration with `presets` applied in order."""
+  config = base()
+  config.task = 'pinpad_three'
+  config.run.update(steps=10_000_000, train_ratio=32.0, envs=16)
+  return presets_lib.apply(config, presets)

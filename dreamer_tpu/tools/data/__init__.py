@@ -1,0 +1,1 @@
+"""Import of recorded episodes into a logdir, and export of its replay."""

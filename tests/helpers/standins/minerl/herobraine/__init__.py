@@ -1,0 +1,1 @@
+"""Specification of environments of the stand-in."""

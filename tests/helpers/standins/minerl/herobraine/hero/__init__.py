@@ -1,0 +1,1 @@
+"""Handlers, constants and spaces of the stand-in."""
