@@ -98,6 +98,17 @@ def state(logdir):
   return json.loads((newest / 'run' / 'data.json').read_text())
 
 
+def check_saved_as_logged(logdir):
+  """Checks that a run saved where its metrics end; returns its saved state.
+
+  The name of a checkpoint is a later number than its step if that is taken.
+  """
+  saved, last = state(logdir), read(logdir / 'metrics.jsonl')[-1]
+  assert saved['step'] == last['step']
+  assert saved['update'] >= last['update']
+  return saved
+
+
 def files(logdir):
   """Returns the contents of all files except the lock, by name."""
   return {

@@ -121,12 +121,11 @@ def test_a_host_that_fails_ends_all(tmp_path, fault):
   assert reason[fault] in ended[0].err[-1]
   print(f'{fault}: all ended after {seconds:.1f} s', ended[0].err[-1])
   assert seconds < 60
-  step = program.steps(logdir)[-1]
   if fault != 'kill':  # All hosts have saved.
-    last_line = program.read(logdir / 'metrics.jsonl')[-1]
-    assert step == program.state(logdir)['step'] == last_line['step']
+    program.check_saved_as_logged(logdir)
     return
   # The run resumes from the last commit.
+  step = program.steps(logdir)[-1]
   last = f'--config.run.steps={step + 100}'
   again = pods.run(logdir, 3, 1, *THREE, last)
   assert [x.code for x in again] == [0] * 3, again
@@ -165,10 +164,7 @@ def test_an_evaluation_that_fails_on_one_host_saves_on_all(tmp_path):
   assert [x.code for x in ended] == [1, 1], ended
   assert all('Host 1 of 2' in x.err[-1] for x in ended)
   assert all('the game is over' in x.err[-1] for x in ended)
-  last = program.read(logdir / 'metrics.jsonl')[-1]
-  saved = program.state(logdir)
-  assert saved['update'] == last['update'] > 0
-  assert program.steps(logdir)[-1] == saved['step'] == last['step']
+  assert program.check_saved_as_logged(logdir)['update'] > 0
 
 
 def test_a_slow_end_is_no_failure(tmp_path):
@@ -197,7 +193,7 @@ def test_one_signal_stops_all(tmp_path):
     programs[1].process.terminate()
     ended = end(programs)
   assert [x.code for x in ended] == [75, 75], ended
-  assert program.steps(tmp_path)[-1] == program.state(tmp_path)['step']
+  program.check_saved_as_logged(tmp_path)
 
 
 def test_a_slow_host_with_a_wrong_clock(tmp_path):
