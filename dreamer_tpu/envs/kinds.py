@@ -83,6 +83,17 @@ def category_space(shape: tuple[int, ...], classes: int) -> gymnasium.Space:
   return MultiDiscrete(np.full(shape, classes), np.int32)
 
 
+def clip(space: Any, value: np.ndarray) -> np.ndarray:
+  """Returns actions within the bounds of a Box; others as they are.
+
+  A Gaussian policy samples beyond them. Environment and world model take the
+  bounds instead.
+  """
+  if isinstance(space, Box):
+    return np.clip(value, space.low, space.high)
+  return value
+
+
 def at_most_rank(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
   """Returns a shape, flat if it has more axes than the agent supports."""
   return shape if len(shape) <= rank else (int(np.prod(shape)),)

@@ -63,6 +63,8 @@ class Recorded:
     actions: Recorded actions by name, likewise.
     agents: Whether values that can be the agent's as well as the environment's
       are the agent's.
+    sampled: Whether an agent has certainly sampled the actions, whose Gaussian
+      has no bounds.
 
   Raises:
     UserError: An observation or action is missing or does not fit.
@@ -75,9 +77,11 @@ class Recorded:
     actions: Mapping[str, Recording],
     *,
     agents: bool,
+    sampled: bool = False,
   ):
     self._conversion = conversion
     self._agents = agents
+    self._sampled = sampled
     seen = conversion.own_observations
     self._observations = {
       name: self._observation(own, name, observations[name])
@@ -137,9 +141,10 @@ class Recorded:
     if own in self._conversion.act_space:
       seen = self._conversion.act_space[own]
       scaled = ''
-      if isinstance(theirs, Box) and not _inside(theirs, seen):
+      scales = isinstance(theirs, Box) and not _inside(theirs, seen)
+      if scales and not self._sampled:
         scaled = f', for {nested.describe(theirs)} in the environment'
-      forms[True] = (seen, lambda x: {own: _as_agents(seen, x, scaled)})
+      forms[True] = (seen, lambda x: {own: _clipped(seen, x, scaled)})
       if _may_be_one_hot(found, seen):
         return lambda x: {own: _from_one_hot(x)}
     return self._choose('action', name, found, forms)
@@ -268,6 +273,20 @@ def _whole_numbers(value: np.ndarray) -> np.ndarray:
   if not (value == np.rint(value)).all():
     raise ValueError(f'is {value.dtype}, categories are integers')
   return value.astype(np.int64)
+
+
+def _clipped(space: Any, value: np.ndarray, scaled: str) -> np.ndarray:
+  """Returns actions of the agent as the environment and the model use them.
+
+  Args:
+    space: Their space.
+    value: Actions [n, ...].
+    scaled: The environment's bounds, if they are others and these may be its
+      own actions; then beyond -1..1 they are refused.
+  """
+  if not scaled:
+    value = kinds.clip(space, value)
+  return _as_agents(space, value, scaled)
 
 
 def _as_agents(space: Any, value: np.ndarray, scaled: str = '') -> np.ndarray:

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from gymnasium.spaces import Box
 
 from dreamer_tpu import envs
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.cli import flags
-from dreamer_tpu.envs.recorded import Recorded
+from dreamer_tpu.envs.recorded import Recorded, Recording
 from dreamer_tpu.envs.suites import data as data_suite
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.learner.latents import LatentPass
@@ -69,7 +70,9 @@ def write(folder, episodes):
 
 def recorded(source, conversion):
   seen = describing.recordings(source)
-  return Recorded(conversion, *seen, agents=source.agents)
+  return Recorded(
+    conversion, *seen, agents=source.agents, sampled=source.sampled
+  )
 
 
 def steps(source, conversion):
@@ -369,6 +372,63 @@ def test_two_hosts_learn_from_an_import_and_act_on(tmp_path):
   assert one == two
   assert sum(one) + sum(two) == run['step'] >= 400
   assert abs(run['update'] - 20 - 400 * 8 / 64) <= 1
+
+
+@pytest.mark.parametrize(
+  ('bound', 'sampled', 'expected'),
+  [
+    (1, False, [-1, 0.5, 1]),
+    (2, True, [-1, 0.5, 1]),
+    (2, False, 'action .* 2 of 3 values outside of -1..1, for'),
+  ],
+)
+def test_sampled_actions_beyond_their_bounds(bound, sampled, expected):
+  conversion = envs.Conversion(
+    Box(-1, 1, (2,), np.float32), Box(-bound, bound, (1,), np.float32)
+  )
+  converter = Recorded(
+    conversion,
+    {'vector': Recording((2,), np.dtype(np.float32))},
+    {'action': Recording((1,), np.dtype(np.float32))},
+    agents=True,
+    sampled=sampled,
+  )
+  given = {'action': np.array([[-1.5], [0.5], [1.25]], np.float32)}
+  if isinstance(expected, str):
+    with pytest.raises(ValueError, match=expected):
+      converter.action(given)
+    return
+  found = converter.action(given)['action']
+  np.testing.assert_array_equal(found[:, 0], np.float32(expected))
+
+
+def test_continuous_actions_there_and_back(tmp_path):
+  """A policy's samples beyond -1..1 do not keep its episodes out."""
+  logdir = tmp_path / 'run'
+  task = ('--config=configs/gym.py:debug', '--config.task=gym_Pendulum-v1')
+  ended = program.run(
+    logdir, *task, '--config.run.train_ratio=0', '--config.run.steps=900'
+  )
+  assert ended.code == 0, ended.err
+  exporting.run(str(logdir), str(tmp_path / 'out'))
+  conversion = conversion_of(gymnasium.make('Pendulum-v1'))
+  again = steps(open_source(str(tmp_path / 'out'), KNOWN), conversion)
+  found = steps(Logdir(epath.Path(logdir)), conversion)
+  whole = [x for x in found if len(x['reward']) == 201]
+  assert len(again) == 4
+  for one, two in zip(again, whole, strict=True):
+    for key in one:
+      np.testing.assert_array_equal(one[key], two[key])
+  # What the environment got: the rewards follow from it.
+  stored = [read() for _, read in Logdir(epath.Path(logdir)).read()]
+  assert max(np.abs(x.actions['action']).max() for x in stored) > 1
+  env = gymnasium.make('Pendulum-v1').unwrapped
+  for episode in again:
+    cos, sin, speed = episode['vector'][50]
+    env.reset()
+    env.state = np.array([np.arctan2(sin, cos), speed], np.float64)
+    _, reward, *_ = env.step(2 * episode['action'][50])
+    assert reward == pytest.approx(episode['reward'][51], abs=1e-4)
 
 
 def test_failed_import_leaves_nothing(tmp_path):

@@ -82,6 +82,14 @@ class Source(Protocol):
     ...
 
   @property
+  def sampled(self) -> bool:
+    """True if an agent has certainly sampled the actions.
+
+    Of those beyond the bounds, the environment got the bounds.
+    """
+    ...
+
+  @property
   def spaces(self) -> tuple[gymnasium.Space, gymnasium.Space] | None:
     """Observation and action space, if the files name them."""
     ...

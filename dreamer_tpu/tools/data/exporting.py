@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from gymnasium.spaces import Dict
 
-from dreamer_tpu.envs import Conversion
+from dreamer_tpu.envs import Conversion, kinds
 from dreamer_tpu.envs.observations import LOG
 from dreamer_tpu.errors import UserError
 from dreamer_tpu.metrics.terminal import Terminal
@@ -59,7 +59,7 @@ def run(logdir: str, out: str, *, evaluate: bool = False) -> None:
       _write_minari(folder / 'data', out.removeprefix(PREFIX), source, episodes)
     else:
       for i, episode in enumerate(episodes):
-        npz.save(folder / f'episode-{i:06d}.npz', episode)
+        npz.save(folder / f'episode-{i:06d}.npz', _clipped(episode, source))
     if not counts.episodes:
       raise UserError(
         f"'{logdir}' holds no whole episode; {counts.cut} have no start or no "
@@ -104,6 +104,13 @@ def _whole(
     counts.steps += len(episode.rewards) + 1
     yield episode
     terminal.pulse(f'{counts.episodes:,} episodes')
+
+
+def _clipped(episode: Episode, source: Logdir) -> Episode:
+  """Returns an episode with the actions that the environment got, in -1..1."""
+  spaces = source.conversion.act_space
+  actions = {k: kinds.clip(spaces[k], x) for k, x in episode.actions.items()}
+  return dataclasses.replace(episode, actions=actions)
 
 
 def _minari_folder(out: str) -> epath.Path:

@@ -170,7 +170,9 @@ def _open(
       raise UserError(f"'{source.name}' is given twice.")
     obs, act = describing.recordings(source)
     try:
-      recorded = Recorded(conversion, obs, act, agents=source.agents)
+      recorded = Recorded(
+        conversion, obs, act, agents=source.agents, sampled=source.sampled
+      )
     except UserError as error:
       raise prefixed(f"'{source.name}': ", error) from error
     if unused := recorded.unused(obs):

@@ -27,6 +27,7 @@ class Logdir:
   """
 
   agents = True
+  sampled = True
   spaces = None
 
   def __init__(self, logdir: epath.Path, *, evaluate: bool = False):

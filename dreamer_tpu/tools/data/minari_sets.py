@@ -23,6 +23,7 @@ class MinariSet:
   """
 
   agents = False
+  sampled = False
 
   def __init__(self, source: str):
     self.name = source

@@ -30,6 +30,7 @@ class NpzFolder:
   """Episodes of a folder, by name of the file; see `Source`."""
 
   agents = True
+  sampled = False
   spaces = None
 
   def __init__(self, folder: epath.Path, names: Names):

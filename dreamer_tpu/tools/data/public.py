@@ -22,6 +22,7 @@ class PublicReplay:
   """
 
   agents = True
+  sampled = True
   spaces = None
 
   def __init__(self, folder: epath.Path, names: Names):

@@ -45,6 +45,7 @@ class RldsSet:
   """
 
   agents = False
+  sampled = False
   spaces = None
 
   def __init__(self, source: str):
