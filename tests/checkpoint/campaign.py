@@ -8,9 +8,11 @@ the replay that were hashed when that step was saved.
 
 import argparse
 import collections
+import os
 import pathlib
 import random
 import shutil
+import signal
 import sys
 import time
 from typing import NamedTuple
@@ -59,7 +61,7 @@ class Campaign:
         self._wait(processes, 'restored' if number == kills else 'committed')
         if number < kills:
           time.sleep(self._rng.uniform(0, 2))
-          self._kill(processes)
+          self._kill(processes, in_save=number % 2 == 1)
       finally:
         processes.kill()
       self._check(processes)
@@ -78,18 +80,33 @@ class Campaign:
         raise RuntimeError(''.join(errors))
       time.sleep(0.01)
 
-  def _kill(self, processes):
-    """Kills both at once or one after the other, half of the time in a save."""
-    if self._rng.random() < 0.5:
+  def _kill(self, processes, in_save):
+    """Kills both at once or one after the other, in a save or anywhere."""
+    while True:
+      self._stop(processes)
+      if self._saving() or not in_save:
+        break
+      for process in processes.all:
+        process.send_signal(signal.SIGCONT)
       while not self._saving() and processes.all[0].poll() is None:
         time.sleep(0.002)
       time.sleep(self._rng.uniform(0, 0.15))
+    self._writing += self._saving()
     order = self._rng.sample(processes.all, COUNT)
     order[0].kill()
     if self._rng.random() < 0.5:
+      order[1].send_signal(signal.SIGCONT)
       time.sleep(self._rng.uniform(0, 0.3))
     order[1].kill()
-    self._writing += self._saving()
+
+  def _stop(self, processes):
+    """Stops the processes, so that a save does not end while it is seen."""
+    for process in processes.all:
+      process.send_signal(signal.SIGSTOP)
+    events = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+    for process in processes.all:
+      os.waitid(os.P_PID, process.pid, events)
+      assert process.poll() is None
 
   def _saving(self):
     names = [x.name for x in (self._logdir / 'checkpoints').iterdir()]
