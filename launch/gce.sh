@@ -43,8 +43,8 @@ cloud() {
 group() { cloud compute instance-groups managed "$@" --zone="$zone"; }
 
 machines() {
-  group list-instances "$name" --format='value(name)'
-  [ ! "$dry_run" ] || echo MACHINE
+  group list-instances "$name" --format='value(name)' &&
+    { [ ! "$dry_run" ] || echo MACHINE; }
 }
 
 # shellcheck disable=SC2086  # SSH_FLAGS may hold several words.
@@ -108,10 +108,11 @@ remove() { # Whatever is there of the three.
   cloud compute instance-templates delete "$name"
 }
 
-# Fails if one of the machines cannot be reached.
+# Fails if the machines cannot be listed, or one of them cannot be reached.
 stop() {
-  local machine pid pids=() code=0
-  for machine in $(machines); do
+  local all machine pid pids=() code=0
+  all=$(machines)
+  for machine in $all; do
     on "$machine" "$WORKER stop" &
     pids+=($!)
   done
@@ -144,8 +145,8 @@ case $command in
     case $command in
       status) group list-instances "$name" ;;
       logs)
-        machine=${4:-$(machines | head -n 1)}
-        on "$machine" 'sudo -n tail -n 1000 -F /opt/dreamer_tpu/run.log'
+        machine=${4:-$(machines)}
+        on "${machine%%$'\n'*}" 'sudo -n tail -n 1000 -F /opt/dreamer_tpu/run.log'
         ;;
       stop) stop ;;
       delete) remove ;;

@@ -14,15 +14,20 @@ cd "$folder"
 
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
-# 'lost' has neither ended nor runs: killed, or the machine was restarted.
+# 'lost' has neither ended nor runs: killed, or the machine was restarted. What
+# has ended is still running until its parent has noted the exit code.
 state() {
-  local boot pid code
-  if ! read -r boot pid 2>/dev/null <.pid; then
+  local boot pid parent code noting=''
+  if ! read -r boot pid parent 2>/dev/null <.pid; then
     echo none
-  elif [ "$boot" = "$(boot_id)" ] && kill -0 "$pid" 2>/dev/null; then
+    return
+  fi
+  [ "$boot" = "$(boot_id)" ] || pid='' parent=''
+  ! kill -0 "$parent" 2>/dev/null || noting=1 # Before the code is read.
+  if kill -0 "$pid" 2>/dev/null; then
     echo running
   elif ! read -r code 2>/dev/null <.code; then
-    echo lost
+    if [ "$noting" ]; then echo running; else echo lost; fi
   elif [ "$code" = 75 ] && [ -e .stopped ]; then
     echo stopped
   else
@@ -35,8 +40,9 @@ install() { # ARCHIVE
   sudo -n bash launch/setup.sh
 }
 
-# Runs main.py and notes its process and its exit code. The variables in .env
-# never are on a command line, which all users of a machine can read.
+# Runs main.py; notes the boot, its process and this one, and later its exit
+# code. The variables in .env never are on a command line, which all users of a
+# machine can read.
 run() {
   local code=0
   rm -f .code
@@ -47,7 +53,7 @@ run() {
     fi
     exec .venv/bin/python main.py "$@"
   ) >>run.log 2>&1 </dev/null &
-  echo "$(boot_id) $!" >.pid.new
+  echo "$(boot_id) $! $$" >.pid.new
   mv .pid.new .pid
   wait $! || code=$?
   echo "$code" >.code.new
@@ -57,7 +63,7 @@ run() {
 
 signal() { # NAME
   local pid
-  read -r _ pid <.pid
+  read -r _ pid _ <.pid
   kill "-$1" "$pid" 2>/dev/null || true
 }
 

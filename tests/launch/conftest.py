@@ -23,6 +23,14 @@ def runs(pid: int) -> bool:
     return False
 
 
+def read(path: pathlib.Path) -> str:
+  """Returns the text of a file, '' if somebody has deleted it."""
+  try:
+    return path.read_text()
+  except FileNotFoundError:
+    return ''
+
+
 class Cloud:
   """Folder of the stand-in; `gcloud` describes the files in it.
 
@@ -45,9 +53,11 @@ class Cloud:
     (folder / 'venv').symlink_to(sys.prefix)
 
   def write(self, **files: object) -> None:
-    """Writes files of the cloud."""
+    """Writes files of the cloud, which nobody sees half written."""
     for name, text in files.items():
-      (self.folder / name).write_text(f'{text}\n')
+      new = self.folder / f'{name}.new'
+      new.write_text(f'{text}\n')
+      new.rename(self.folder / name)
 
   def run_program(self, text: str) -> None:
     """Sets a Bash script that workers run in place of Python."""
@@ -91,8 +101,8 @@ class Cloud:
   def pids(self, worker: str = '*') -> list[int]:
     """Returns the processes of the run on a worker, or on all."""
     files = self.folder.glob(f'*/{worker}/dreamer_tpu/.pid')
-    found = [int(path.read_text().split()[-1]) for path in files]
-    return [x for x in found if runs(x)]
+    found = [read(path).split() for path in files]
+    return [int(x[1]) for x in found if x and runs(int(x[1]))]
 
   def reboot(self, worker: str) -> None:
     """Kills all that runs on a worker; its files stay."""
@@ -102,8 +112,7 @@ class Cloud:
 
   def log(self, worker: str = 'pod/0') -> str:
     """Returns the output of the run on a worker."""
-    path = self.folder / worker / 'dreamer_tpu/run.log'
-    return path.read_text() if path.exists() else ''
+    return read(self.folder / worker / 'dreamer_tpu/run.log')
 
   def wait(self, condition, process: subprocess.Popen) -> None:
     """Waits for a condition, while the process runs."""

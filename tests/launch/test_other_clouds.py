@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 PROGRAM = """
-echo "machine $JAX_PROCESS_ID trains with ${KEY:-no key}: $*"
 trap 'exit 75' TERM
+echo "machine $JAX_PROCESS_ID trains with ${KEY:-no key}: $*"
 until [ -e "$CLOUD/end" ]; do sleep 0.05; done
 """
 POD = ('pod', 'v6e:2x4', 'us-east5-b')
@@ -54,6 +54,12 @@ def test_a_stop_that_does_not_reach_a_machine_fails(cloud):
   (cloud.folder / 'bin/sudo').write_text('#!/bin/sh\n[ "$JAX_PROCESS_ID" = 1 ]')
   cloud.end('stop', *PLACE, code=1, **env)
   assert len(cloud.calls('ssh')) == 2
+
+
+def test_a_stop_of_no_group_fails(cloud):
+  output = cloud.end('stop', *PLACE, code=1, script='gce.sh', PROJECT='mine')
+  assert "The resource 'pod' was not found" in output
+  assert not cloud.calls('ssh')
 
 
 def test_dry_runs_of_compute_engine_call_nothing(cloud):

@@ -1,5 +1,6 @@
 """launch/tpu.sh in a stand-in cloud, with the real program as two hosts."""
 
+import contextlib
 import os
 import re
 import signal
@@ -34,9 +35,12 @@ def test_a_run_survives_its_slice_and_its_terminal_until_it_is_stopped(cloud):
   process = cloud.start(*command, **environment)
   checkpoints = cloud.folder / 'run/checkpoints'
   cloud.wait(lambda: layout.steps(checkpoints), process)
-  for each in cloud.pids():
-    os.kill(each, signal.SIGKILL)
+  going = cloud.pids()
+  # Once they are gone, an ACTIVE slice would mean that the run has failed.
   cloud.write(state='SUSPENDED')
+  for each in going:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(each, signal.SIGKILL)
 
   cloud.wait(lambda: re.search('Restoring.* step ', cloud.log(), re.S), process)
   going = cloud.pids()

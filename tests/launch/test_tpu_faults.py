@@ -1,6 +1,7 @@
 """launch/tpu.sh when the cloud misbehaves; a small script plays main.py."""
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -8,11 +9,13 @@ import subprocess
 import pytest
 
 TRAIN = ('train', 'pod', 'v6e-16', 'us-east5-b', '--logdir=gs://bucket/run')
-# Ends with the code in the file `end` once there is one.
+# Ends with the code in the file `end` once there is one, and at SIGUSR1 as when
+# another host was lost.
 PROGRAM = """
 key=${WANDB_API_KEY:+a}
-echo "worker $JAX_PROCESS_ID trains with ${key:-no} key: $*"
 trap 'exit 75' TERM
+trap 'exit 1' USR1
+echo "worker $JAX_PROCESS_ID trains with ${key:-no} key: $*"
 until [ -e "$CLOUD/end" ]; do sleep 0.05; done
 exit "$(cat "$CLOUD/end")"
 """
@@ -92,13 +95,12 @@ def test_a_failed_describe_does_not_mean_that_there_is_no_request(cloud):
 @pytest.mark.parametrize('worker', ['0', '1'])
 def test_a_rebooted_worker_is_started_again(cloud, worker):
   process = train_until(cloud, lambda: len(cloud.pids()) == 2)
-  cloud.wait(lambda: cloud.log(f'pod/{worker}'), process)
+  cloud.wait(lambda: cloud.log('pod/0') and cloud.log('pod/1'), process)
   before = cloud.pids()
   cloud.reboot(worker)
   if worker == '1':  # The heartbeat ends the other host.
-    cloud.write(end=1)
-    cloud.wait(lambda: not cloud.pids(), process)
-    (cloud.folder / 'end').unlink()
+    for pid in cloud.pids('0'):
+      os.kill(pid, signal.SIGUSR1)
   cloud.wait(lambda: len({*cloud.pids()} - {*before}) == 2, process)
   assert 'was lost' in finish(cloud, process)
   assert requests(cloud) == ['create']
@@ -120,7 +122,7 @@ def test_a_node_may_be_repaired_but_not_forever(cloud, state):
   process = train_until(cloud, cloud.log)
   process.kill()
   cloud.write(node=state)
-  process = cloud.start(*TRAIN)
+  process = cloud.start(*TRAIN, REPAIR='99999')
   asked = len(cloud.calls('tpu-vm', 'describe'))
   cloud.wait(lambda: len(cloud.calls('describe')) > asked + 5, process)
   cloud.write(node='READY\tHEALTHY')
@@ -172,7 +174,7 @@ def test_variables_reach_main_and_no_command_line(cloud):
   cloud.run_program(f'echo "$WANDB_API_KEY" >"$CLOUD/key"\n{PROGRAM}')
   process = train_until(
     cloud,
-    lambda: len(cloud.pids()) == 2 and 'a key' in cloud.log(),
+    lambda: all('a key' in cloud.log(f'pod/{i}') for i in range(2)),
     WORKER_ENV='WANDB_API_KEY',
     WANDB_API_KEY=key,
   )
@@ -187,6 +189,23 @@ def test_variables_reach_main_and_no_command_line(cloud):
     assert path.stat().st_mode & 0o077 == 0
   # No archive with the key is left here or in the home of a worker.
   assert not [*cloud.folder.glob('tmp*'), *cloud.folder.glob('pod/*/*.tgz')]
+
+
+def test_a_run_has_not_ended_before_its_code_is_noted(cloud):
+  state = lambda: cloud.end(
+    'state', script='worker.sh', DREAMER_FOLDER=str(cloud.folder)
+  )
+  assert state() == 'none\n'
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  ended = subprocess.Popen(['true'])
+  ended.wait()
+  (cloud.folder / '.pid').write_text(f'{boot} {ended.pid} {os.getpid()}\n')
+  assert state() == 'running\n'
+  (cloud.folder / '.code').write_text('3\n')
+  assert state() == 'ended 3\n'
+  (cloud.folder / '.code').unlink()
+  (cloud.folder / '.pid').write_text(f'{boot} {ended.pid} {ended.pid}\n')
+  assert state() == 'lost\n'
 
 
 def test_several_slices(cloud):
@@ -240,7 +259,7 @@ def test_a_submitted_slice_resumes_by_itself(cloud):
     'DREAMER_FOLDER': str(cloud.folder / 'pod/0/dreamer_tpu'),
   }
   process = cloud.start(**boot)
-  cloud.wait(started.exists, process)
+  cloud.wait(lambda: started.exists() and started.read_text() == line, process)
   os.killpg(process.pid, signal.SIGKILL)
 
   process = cloud.start(**boot)
