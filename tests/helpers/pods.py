@@ -1,6 +1,8 @@
 """Several hosts on one machine: one process of main.py per host."""
 
 import contextlib
+import os
+import secrets
 import socket
 
 from tests.helpers import program
@@ -14,14 +16,22 @@ GAME = (
 
 
 def free_port():
-  """Returns a TCP port of this machine that is free, as is the next."""
+  """Returns a TCP port of this machine that is free, as is the next.
+
+  They are below those that the system gives to any connection, which may take
+  them before they are used, and every worker of pytest has its own.
+  """
+  worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
   while True:
-    with socket.socket() as one, socket.socket() as two:
-      one.bind(('localhost', 0))
-      port = one.getsockname()[1]
-      with contextlib.suppress(OSError, OverflowError):
-        two.bind(('localhost', port + 1))
-        return port
+    port = 12_000 + 2_000 * (worker % 10) + 2 * secrets.randbelow(1_000)
+    with (
+      contextlib.suppress(OSError),
+      socket.socket() as one,
+      socket.socket() as two,
+    ):
+      one.bind(('', port))
+      two.bind(('', port + 1))
+      return port
 
 
 @contextlib.contextmanager

@@ -10,12 +10,21 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# The last argument is the state in which the process waits.
+# The last argument is the state in which the process waits. The save is long by
+# the clock, which jumps and counts how often it is read.
 PROCESS = """
 import sys, threading, time
 from dreamer_tpu.hosts.preemption import Preemption
 waits = sys.argv[1]
-with Preemption(patience=0.5) as preemption:
+ahead = reads = 0
+right = time.monotonic
+def clock():
+  global reads
+  reads += 1
+  return right() + ahead
+time.monotonic = clock
+patience = 60 if waits == 'saving' else 0.5
+with Preemption(patience=patience) as preemption:
   if waits != 'starting':
     preemption.attend(print, lambda: 'the newest checkpoint is of step 7')
   print('ready', flush=True)
@@ -23,7 +32,9 @@ with Preemption(patience=0.5) as preemption:
     while not preemption.requested:
       time.sleep(0.01)
     with preemption.saving():
-      time.sleep(2)
+      ahead, enough = 1000, reads + 3
+      while reads < enough:
+        time.sleep(0.01)
     print('saved', flush=True)
   else:
     threading.Event().wait(100)
