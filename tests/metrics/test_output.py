@@ -15,13 +15,15 @@ import psutil
 import pytest
 
 from dreamer_tpu.metrics import jsonl, output, process
+from dreamer_tpu.metrics import writers as module
 from dreamer_tpu.metrics.output import Output
 from dreamer_tpu.metrics.writers import Writers
 from tests.helpers import program, tensorboard
 from tests.helpers.clock import Clock
+from tests.helpers.disk import Disk
 
 STANDINS = pathlib.Path(__file__).resolve().parents[1] / 'helpers/standins'
-LIMIT = 120
+LIMIT = 600
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def wandb(tmp_path, monkeypatch):
   folder = tmp_path / 'service'
   folder.mkdir()
   monkeypatch.setenv('WANDB_STANDIN', str(folder))
+  monkeypatch.setattr(module, '_START', LIMIT)
   return folder
 
 
@@ -39,6 +42,22 @@ def wait_for(condition):
   while not condition():
     assert time.monotonic() < deadline
     time.sleep(0.005)
+
+
+def wait_for_failures(out, count):
+  """Waits until a number of tries have failed, and their pause has begun."""
+
+  def failed():
+    with out._changed:  # Held from the count to the pause.
+      return out.failures == count
+
+  wait_for(failed)
+
+
+def child(name):
+  """Returns the process of an output; other tests may have left theirs."""
+  (found,) = [x for x in multiprocessing.active_children() if x.name == name]
+  return found
 
 
 def warnings(caplog):
@@ -85,7 +104,7 @@ def test_a_full_disk(disk, caplog):
   for failures in (2, 3, 4):
     clock.advance(output.LONGEST_PAUSE)
     add(24)
-    wait_for(lambda count=failures: file.failures == count)
+    wait_for_failures(file, failures)
   assert steps(path) == written
 
   disk.empty()
@@ -127,7 +146,7 @@ class Broken:
     pass
 
 
-def test_another_try_before_the_end_of_a_pause(disk):
+def test_another_try_before_the_end_of_a_pause(disk, caplog):
   clock, path = Clock(), disk.path / 'scores.jsonl'
   file = Output(
     'scores.jsonl', jsonl.JsonLines(path, 0), disk.path, keep=10_000,
@@ -140,7 +159,8 @@ def test_another_try_before_the_end_of_a_pause(disk):
   disk.empty()
   assert len(steps(path)) < 10
   file.retry()  # The clock stands still.
-  wait_for(lambda: steps(path) == list(range(10)))
+  wait_for(lambda: len(warnings(caplog)) == 2)  # 'written again'
+  assert steps(path) == list(range(10))
   file.end()
   file.join()
   assert not file.lost
@@ -158,7 +178,7 @@ def test_pauses_grow(caplog):
     clock.advance(0.5)
     out.write(0, 1)
     expected.append(expected[-1] + pause)
-    wait_for(lambda: len(broken.tries) == len(expected))
+    wait_for_failures(out, len(expected))
   assert broken.tries == expected
   out.end()
   out.join()
@@ -208,10 +228,11 @@ class Stuck:
   """Does not return until it is told to."""
 
   def __init__(self):
-    self.go = threading.Event()
+    self.began, self.go = threading.Event(), threading.Event()
     self.items = []
 
   def write(self, item):
+    self.began.set()
     assert self.go.wait(LIMIT)
     self.items.append(item)
 
@@ -225,7 +246,9 @@ def test_an_output_that_hangs(monkeypatch, caplog, recovers):
   stuck = Stuck()
   out = Output('scores.jsonl', stuck, '.', keep=10, at_once=True)
   begin = time.monotonic()
-  for i in range(1000):
+  out.write(0, 1)
+  assert stuck.began.wait(LIMIT)  # From now on, it is not dropped.
+  for i in range(1, 1000):
     out.write(i, 1)
   assert 0.2 <= time.monotonic() - begin < 5
   (line,) = warnings(caplog)
@@ -235,7 +258,7 @@ def test_an_output_that_hangs(monkeypatch, caplog, recovers):
     wait_for(lambda: len(warnings(caplog)) == 2)
     assert stuck.items == [0, *range(990, 1000)]
   out.end()
-  out.join(0.2)
+  out.join(LIMIT if recovers else 0.2)
   lost = 1000 - len(stuck.items)
   assert out.lost == lost
   assert warnings(caplog)[1:] == [
@@ -265,8 +288,7 @@ def test_the_process_of_event_files_is_killed(tmp_path, caplog):
     files = writers._outputs['event files']
     write(writers, 1, 2)
     assert files.wait(LIMIT)
-    (child,) = multiprocessing.active_children()
-    child.kill()
+    child('_EventFiles').kill()
     write(writers, 3)
     wait_for(lambda: files.error)
     write(writers, 4)
@@ -285,11 +307,16 @@ def test_the_process_of_event_files_is_killed(tmp_path, caplog):
 
 
 def test_wandb_without_a_connection(tmp_path, wandb, caplog, monkeypatch):
-  monkeypatch.setattr(process, 'CALL', 0.5)
   monkeypatch.setattr(output, 'END', 1.0)
   clock, logged = Clock(), wandb / 'logged'
 
+  def hangs(seconds):
+    """Calls that hang end after seconds; others may take their time."""
+    monkeypatch.setattr(process, 'CALL', seconds)
+
   def logs(lines, *expected):
+    hangs(LIMIT)
+
     def done():
       clock.advance(output.LONGEST_PAUSE)
       with out._changed:
@@ -311,14 +338,16 @@ def test_wandb_without_a_connection(tmp_path, wandb, caplog, monkeypatch):
     (wandb / 'down').unlink()
     logs(2, 1, 2)
     (wandb / 'hangs').touch()
+    hangs(0.5)
     write(writers, 3)
     wait_for(lambda: out.error)
     write(writers, 4)
     assert 'its process gave no answer in 0.5 s' in warnings(caplog)[2]
     (wandb / 'hangs').unlink()
     logs(4, 1, 2, 3, 4)
-    (child,) = multiprocessing.active_children()
-    os.kill(child.pid, signal.SIGSTOP)  # The pipe holds less than this.
+    hangs(0.5)
+    # The pipe holds less than the next item.
+    os.kill(child('_Run').pid, signal.SIGSTOP)
     write(writers, 5, image=np.zeros((600, 600, 3), np.uint8))
     wait_for(lambda: out.error)
     assert 'its process gave no answer' in warnings(caplog)[4]
@@ -328,6 +357,10 @@ def test_wandb_without_a_connection(tmp_path, wandb, caplog, monkeypatch):
   assert 'lines lost: 1' in warnings(caplog)[-1]
   assert steps(tmp_path / 'metrics.jsonl') == [1, 2, 3, 4, 5]
   assert steps(logged) == [1, 2, 3, 4]
+  # Its last process would use memory and CPU during other tests.
+  (wandb / 'hangs').unlink()
+  out._thread.join(LIMIT)
+  assert not out._thread.is_alive()
 
 
 PRINTS = """
@@ -379,9 +412,18 @@ def test_wandb_without_images(tmp_path, wandb, caplog):
   assert steps(wandb / 'logged') == [2]
 
 
-def test_a_run_whose_outputs_fail(disk, wandb):
+@pytest.fixture
+def large_disk(tmp_path):
+  """A disk for all that a run writes in the minutes of its longest pauses."""
+  disk = Disk(tmp_path / 'disk', '64m')
+  yield disk
+  disk.release()
+
+
+def test_a_run_whose_outputs_fail(large_disk, wandb):
   """No connection at the start, a reader of stdout that ends, a full disk."""
   (wandb / 'down').touch()
+  disk = large_disk
   logdir = disk.path / 'run'
   metrics = logdir / 'metrics.jsonl'
   run = program.Program(
@@ -399,10 +441,12 @@ def test_a_run_whose_outputs_fail(disk, wandb):
   def says(*texts):
     run.wait_for(lambda: all(x in '\n'.join([*run._err]) for x in texts))
 
-  run.wait_for(lambda: metrics.exists() and len(steps(metrics)) > 1)
+  run.wait_for(lambda: metrics.exists() and len(program.read(metrics)) > 1)
   (wandb / 'down').unlink()
   says('Weights & Biases: written again')
   if disk.own:
+    # Its process is not among the first to start.
+    run.wait_for(lambda: any(logdir.glob('events.out.tfevents.*')))
     names = 'metrics.jsonl', 'event files'
     disk.fill()
     says(*(f'{name} cannot be written (No space left' for name in names))

@@ -17,6 +17,11 @@ CONFIG = {
 }
 
 
+def wait(writers):
+  """Waits for the start of the process, longer than the end of a run does."""
+  assert writers._outputs['event files'].wait(600)
+
+
 @pytest.fixture(scope='module')
 def events(tmp_path_factory):
   """Events of a run that crashed at step 300 and resumed from step 200."""
@@ -39,12 +44,14 @@ def events(tmp_path_factory):
   writers.write(200, {'train/loss/dyn': 1.25}, frames=800, update=20)
   writers.write(300, {'train/loss/dyn': 99.0}, frames=1200, update=30)
   writers.write(400, {'train/loss/dyn': np.nan}, frames=1600, update=40)
+  wait(writers)
   writers.close()
   tensorboard.age(logdir)
   tensorboard.write_empty(logdir)
   tensorboard.age(logdir)
   with Writers(logdir, outputs, CONFIG, resume_step=200) as writers:
     writers.write(350, {'train/loss/dyn': 1.0}, frames=1400, update=35)
+    wait(writers)
   assert not started
   return tensorboard.read(logdir)
 
