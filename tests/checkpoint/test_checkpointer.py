@@ -107,14 +107,14 @@ def test_replay_is_written_before_the_commit_and_off_the_main_thread(tmp_path):
   def write_replay():
     seen['thread'] = threading.current_thread()
     begin.set()
-    assert go.wait(30)
+    assert go.wait(600)
     seen['steps'] = layout.steps(tmp_path / 'checkpoints')
     (tmp_path / 'chunk').write_text('data')
     return {'chunks': ['chunk']}
 
   with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
     checkpointer.save(1, make_agent(), {}, write_replay)
-    assert begin.wait(30)
+    assert begin.wait(600)
     assert checkpointer.saving()
     assert checkpointer.poll() == []
     assert checkpointer.steps() == []

@@ -24,7 +24,7 @@ def test_one_two_four_one(tmp_path):
   agents, steps = None, {}
   for count, mesh in PHASES:
     processes = Processes('once', tmp_path, count, mesh)
-    codes = processes.end()
+    codes = processes.end(600)
     assert codes == [0] * count, processes.errors
     held = stored(processes, 'held')
     assert held == steps
@@ -49,7 +49,7 @@ def saves(tmp_path_factory):
   logdir = tmp_path_factory.mktemp('saves')
   (logdir / 'block').touch()
   processes = Processes('saves', logdir, 2)
-  assert processes.end() == [0, 0], processes.errors
+  assert processes.end(600) == [0, 0], processes.errors
   return logdir, processes
 
 
@@ -81,7 +81,7 @@ def test_corruption_that_one_process_finds(saves, tmp_path):
   path = logdir / 'replay' / min(names[1] - names[0])
   path.write_bytes(path.read_bytes()[:-1])
   second = Processes('once', logdir, 2)
-  assert second.end() == [0, 0], second.errors
+  assert second.end(600) == [0, 0], second.errors
   for index in range(2):
     (saved,) = [
       x

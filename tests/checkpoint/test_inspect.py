@@ -40,7 +40,7 @@ def command(*args):
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=600,
   )
 
 

@@ -95,7 +95,7 @@ def test_kill_at_random_moments(tmp_path):
 
 def test_full_disk(tmp_path):
   process = start('full', tmp_path)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
   first, second, third = [json.loads(line) for line in out.splitlines()]
   assert first == ['', [1]]
@@ -126,7 +126,7 @@ def test_two_processes_commit_one_step(tmp_path):
     coordinator = f'localhost:{free.getsockname()[1]}'
   pair = [start('together', tmp_path, str(i), coordinator) for i in range(2)]
   try:
-    results = [process.communicate(timeout=120) for process in pair]
+    results = [process.communicate(timeout=600) for process in pair]
   finally:
     for process in pair:
       process.kill()

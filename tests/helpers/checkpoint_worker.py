@@ -63,7 +63,7 @@ def advance(agent):
 class Worker:
   """Part of a run in this process."""
 
-  def __init__(self, logdir, index, count, mesh):
+  def __init__(self, logdir, index, count, mesh, timeout):
     self.index, self.count = index, count
     names = ('data', 'fsdp', 'model')
     grid = mesh_lib.make(dict(zip(names, mesh, strict=True)))
@@ -91,7 +91,7 @@ class Worker:
     self.shard = Shard(logdir, self.replay)
     self.checkpointer = Checkpointer(
       logdir / 'checkpoints',
-      timeout=10,
+      timeout=timeout,
       on_commit=self.shard.prune,
       gather=HostSync().gather,
     )
@@ -227,7 +227,9 @@ def main(mode, logdir, index, count, coordinator, mesh='2,2,1'):
     jax.distributed.initialize(coordinator, count, index)
     multihost_utils.sync_global_devices('start')
   sizes = tuple(int(x) for x in mesh.split(','))
-  worker = Worker(pathlib.Path(logdir), index, count, sizes)
+  # A process waits that long for one that fails, in the mode that has one.
+  timeout = 10 if mode == 'saves' else 600
+  worker = Worker(pathlib.Path(logdir), index, count, sizes, timeout)
   globals()[mode](worker)
   worker.checkpointer.close()
 

@@ -127,7 +127,6 @@ def test_eight_insert_and_four_sample(rounds, capacity, tmp_path):
       other.load(tmp_path, [manifest])
       if len(other):
         check(*other.sample(20))
-    return manifest
 
   with concurrent.futures.ThreadPoolExecutor(13) as pool:
     samplers = [pool.submit(sample) for _ in range(4)]

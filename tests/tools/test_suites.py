@@ -31,7 +31,7 @@ def run(*args):
     env={k: v for k, v in os.environ.items() if k != 'MUJOCO_GL'},
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=600,
     check=False,
   )
   *lines, imported = result.stdout.splitlines()

@@ -190,23 +190,23 @@ def test_snapshot_under_concurrent_changes(tmp_path):
   save(steps.replay, tmp_path)
   steps.train(100)
   steps.add(100)
-  stop = threading.Event()
-  changes = 0
+  stop, changed = threading.Event(), threading.Event()
 
   def change():
-    nonlocal changes
     while not stop.is_set():
       steps.train(5)
       steps.add(1)
-      changes += 1
+      changed.set()
 
   for _ in range(3):
     before = stamp(steps.replay)
     snapshot = steps.replay.snapshot(tmp_path)
     stop.clear()
+    changed.clear()
     thread = threading.Thread(target=change)
     thread.start()
     try:
+      assert changed.wait(600)  # A short save could end before.
       manifest = snapshot.write()
     finally:
       stop.set()
@@ -215,7 +215,6 @@ def test_snapshot_under_concurrent_changes(tmp_path):
     other.replay.load(tmp_path, [manifest])
     assert stamp(other.replay) == before
     assert stamp(steps.replay) != before
-  assert changes
 
 
 def test_discarded_and_failed_saves_lose_nothing(tmp_path, monkeypatch):
