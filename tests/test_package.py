@@ -19,7 +19,9 @@ def wheel(tmp_path_factory):
   shutil.copytree(
     ROOT,
     folder / 'source',
-    ignore=shutil.ignore_patterns('.*', 'build', '*.egg-info', '__pycache__'),
+    ignore=shutil.ignore_patterns(
+      '.*', 'build', 'runs', '*.egg-info', '__pycache__'
+    ),
   )
   python('-m', 'pip', 'wheel', '--no-deps', '-w', folder, folder / 'source')
   return next(folder.glob('*.whl'))
