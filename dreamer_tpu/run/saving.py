@@ -58,7 +58,8 @@ class Saver:
     self._shard = Shard(logdir, replay, eval_replay)
     self._results: list[SaveResult] = []
     self._warned = False
-    self._newest = (-1, -1)  # Name and updates of the newest checkpoint.
+    # Name of the newest checkpoint, and its steps and updates.
+    self._newest = (-1, (-1, -1))
     self._checkpointer = Checkpointer(
       logdir / 'checkpoints',
       keep=config.checkpoint.keep,
@@ -134,7 +135,7 @@ class Saver:
 
     Args:
       step: Agent steps, the name of the checkpoint. If that name is taken and
-        only updates were made since, the next number is used.
+        steps or updates were made since, the next number is used.
       state: JSON values of the run, shared by all processes.
       local: JSON values of this process, valid only with the replay as it is,
         such as the states of streams.
@@ -146,10 +147,11 @@ class Saver:
     write_replay = self._shard.snapshot(local)
     agent = self._learner.agent
     state = state | describe_agent(self._config, agent, self._conversion)
-    name, updates = self._newest
+    counters = (step, state['update'])
+    name, saved = self._newest
     if step <= name:
-      step = name + (state['update'] != updates)
-    self._newest = (step, state['update'])
+      step = name + (counters != saved)
+    self._newest = (step, counters)
     self._checkpointer.save(
       step,
       self._learner.state,
@@ -203,7 +205,8 @@ class Saver:
       self._config.to_dict(),
       _abstract(self._learner.carry) if self._has_carry else None,
     )
-    self._newest = (step, restored.run.get('update', 0))
+    run = restored.run
+    self._newest = (step, (run.get('step', step), run.get('update', 0)))
     local = self._shard.load(restored.replay)
     self._learner.state = restored.agent
     if self._has_carry:

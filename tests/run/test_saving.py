@@ -116,6 +116,22 @@ def test_resuming_changes_nothing(tmp_path, consec):
     np.testing.assert_array_equal(value, expected[0][name], err_msg=name)
 
 
+def test_what_is_new_is_saved_under_a_later_number(tmp_path):
+  def save(step, update):
+    run.saver.save(step, {'step': step, 'update': update})
+    assert run.saver.finish()['checkpoint/failed'] == 0
+    newest = layout.steps(tmp_path / 'checkpoints')[-1]
+    state = layout.read_run(
+      layout.absolute(tmp_path / 'checkpoints') / str(newest)
+    )
+    assert (state['step'], state['update']) == (step, update)
+    return newest
+
+  with Run(tmp_path) as run:
+    counters = (8, 1), (8, 2), (8, 3), (10, 3), (10, 4), (16, 4)
+    assert [save(*x) for x in counters] == [8, 9, 10, 11, 12, 16]
+
+
 def test_a_slow_save_is_warned_of_and_nothing_is_queued(
   tmp_path, monkeypatch, caplog
 ):
