@@ -80,6 +80,7 @@ class Progress:
     self._condition = threading.Condition()
     # Of this host: not handed to the other hosts yet, and not agreed on yet.
     self._new_steps = self._sent_steps = 0
+    self._filled = self.filled  # By steps that were counted.
     self.stopped = self.asked_to_save = False
     self._now = 0.0
     batch_steps = config.batch_size * config.batch_length
@@ -163,11 +164,15 @@ class Progress:
   def add_steps(self) -> int:
     """Counts the steps that every environment of this host takes at a time.
 
+    They are in the replay already. Whether they fill it becomes known together
+    with them, so that updates are due from the same step in every run.
+
     Returns:
       Agent steps after it, as far as this host knows.
     """
     with self._condition:
       self._new_steps += self._envs * self._unroll
+      self._filled = self._filled or self.filled
       self._condition.notify_all()
       return self.step + self._sent_steps + self._new_steps
 
@@ -204,8 +209,8 @@ class Progress:
       save: Whether this host was asked to save.
     """
     stop = stop or self.failure is not None
-    own = self._take_steps()
-    consensus = self._sync.agree(own, self.filled, stop, save)
+    own, filled = self._take_steps()
+    consensus = self._sync.agree(own, filled, stop, save)
     self.stopped |= consensus.stop
     self.asked_to_save |= consensus.save
     self.ready |= consensus.ready
@@ -214,7 +219,8 @@ class Progress:
 
   def drain(self) -> None:
     """Adds all steps of all hosts; waits for them."""
-    self._advance(self._sync.drain(self._take_steps()))
+    own, _ = self._take_steps()
+    self._advance(self._sync.drain(own))
 
   def updates_due(self, limit: int) -> int:
     """Returns how many updates to make now, at most `limit`."""
@@ -242,11 +248,12 @@ class Progress:
       'ratio': self._ratio.state(),
     }
 
-  def _take_steps(self) -> int:
+  def _take_steps(self) -> tuple[int, bool]:
+    """Returns new steps, and whether the replay is filled with them."""
     with self._condition:
       steps, self._new_steps = self._new_steps, 0
       self._sent_steps += steps
-    return steps
+      return steps, self._filled
 
   def _advance(self, steps: int, sent: int = 0) -> None:
     with self._condition:

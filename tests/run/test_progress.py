@@ -48,10 +48,24 @@ def test_acting_waits_for_other_hosts_when_the_replay_is_filled():
   progress = make(replay)
   assert not progress.should_wait()
   replay += range(64)
+  progress.add_steps()
   assert progress.should_wait()
   progress.agree(stop=False)
   assert progress.ready
   assert not progress.should_wait()
+
+
+def test_the_replay_is_filled_by_steps_that_are_known():
+  """The actor stores a step and then counts it, maybe in another thread."""
+  replay = []
+  progress = make(replay)
+  replay += range(64)
+  progress.agree(stop=False)
+  assert not progress.ready
+  progress.add_steps()
+  progress.agree(stop=False)
+  assert progress.ready
+  assert (progress.step, progress.pending) == (ENVS, 1)
 
 
 def test_acting_waits_for_pending_updates():
@@ -178,15 +192,14 @@ def test_no_burst_after_a_pause_or_while_filling():
   resumed = make(replay, state(paused, train_ratio=0))
   act(resumed, 100)
   resumed.agree(stop=False)
-  replay += range(64)
   due = [resumed.pending]
-  resumed.agree(stop=False)
-  for _ in range(3):
-    act(resumed)
+  replay += range(64)
+  for _ in range(4):
+    resumed.add_steps()
     resumed.agree(stop=False)
     due.append(resumed.pending)
     resumed.pending = 0
-  assert due == [0, 1, 1, 1]
+  assert due == [0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize('stop', [True, False])
@@ -213,8 +226,8 @@ def test_many_steps_at_a_time_have_the_same_updates(unroll):
   begin, calls = None, []
   while progress.running:
     if not progress.should_wait():
-      progress.add_steps()
       replay += range(unroll * ENVS)
+      progress.add_steps()
     progress.agree(stop=False)
     due = progress.updates_due(progress.most_pending)
     begin = progress.step if due and begin is None else begin
