@@ -223,8 +223,9 @@ def make(
     )
     if saved:
       run.load(saved)
-    _start(run)
+    # A request that comes once the run says that it starts is its own.
     preemption.attend(terminal.log_status, saver.settle)
+    _start(run)
     yield run
 
 
