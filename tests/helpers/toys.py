@@ -122,12 +122,20 @@ gymnasium.register('Simulator-v0', Simulator)
 
 
 class Stays(Breaks):
-  """Has a thread and a process that do not end; it cannot be closed."""
+  """Has a thread and a process that do not end; it cannot be closed.
+
+  Its first step waits for the file STAYS_UNTIL, and raises.
+  """
 
   def __init__(self):
     threading.Thread(target=time.sleep, args=(1000,)).start()
     context = multiprocessing.get_context('spawn')
     context.Process(target=time.sleep, args=(1000,)).start()
+
+  def step(self, action):
+    while not os.path.exists(os.environ['STAYS_UNTIL']):
+      time.sleep(0.01)
+    raise ConnectionResetError('the simulator is gone')
 
   def close(self):
     raise RuntimeError('stays')

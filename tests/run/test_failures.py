@@ -23,6 +23,8 @@ def test_an_environment_that_fails_for_good(tmp_path, script):
     '--config.env.restarts=2',
     '--config.run.save_every=0',
     '--config.run.report_every=0',
+    # Only the end is logged: updates may follow a log at the last step.
+    '--config.run.log_every=0',
   )
   assert ended.code == 1
   # Two restarts, the lines of the environment's code, and the error.
@@ -51,20 +53,24 @@ def test_an_environment_that_fails_for_good(tmp_path, script):
 
 
 def test_threads_and_processes_of_environments_do_not_outlive_the_run(tmp_path):
+  until = tmp_path / 'until'
   run = program.Program(
-    tmp_path,
+    tmp_path / 'logdir',
     CARTPOLE,
     '--config.task=gym_tests.helpers.toys:Stays-v0',
     '--config.env.stepping=serial',
     '--config.env.restarts=0',
+    STAYS_UNTIL=str(until),
   )
   run.says('Filling the replay')
   children = psutil.Process(run.process.pid).children(recursive=True)
+  until.touch()
   ended = run.end()
   assert ended.code == 1
+  assert 'the simulator is gone' in ended.err[-1]
   assert ended.seconds < 600  # Theirs last a thousand.
   assert children
-  assert not psutil.wait_procs(children, timeout=5)[1]
+  assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_signals_while_filling(tmp_path):
