@@ -185,7 +185,7 @@ def test_restarts_count_anew_after_an_episode():
 @pytest.mark.parametrize('stepping', ['serial', 'workers'])
 def test_an_environment_that_hangs_is_restarted(stepping, caplog):
   """Environment 1 hangs in its third step; 0 and 2 go on as they were."""
-  env = make('hang3of1', 3, stepping=stepping, restarts=1, timeout=0.5)
+  env = make('hang3of1', 3, stepping=stepping, restarts=1, timeout=3)
   obs = [env.reset()] + [env.step(act(3)) for _ in range(4)]
   counts = np.array([o['count'] for o in obs])
   np.testing.assert_array_equal(counts[:, 0], [0, 1, 2, 3, 4])
@@ -195,7 +195,7 @@ def test_an_environment_that_hangs_is_restarted(stepping, caplog):
   assert not np.array([o['is_last'] for o in obs]).any()
   assert env.restarts == 1
   assert caplog.messages == [
-    'Task counter_hang3of1, step 3: environment 1: no answer for 0.5 s '
+    'Task counter_hang3of1, step 3: environment 1: no answer for 3 s '
     '(env.timeout); restart 1 of at most 1.'
   ]
   env.step(act(3))
@@ -230,9 +230,9 @@ def test_an_environment_that_exits_or_interrupts(stepping, caplog, capfd):
 
 def test_a_worker_that_is_killed_while_idle(caplog):
   env = make('end99', restarts=1)
-  pids = env.reset()['pid'].astype(int)
+  pids = env.reset()['pid'].astype(int).tolist()
   os.kill(pids[1], signal.SIGKILL)
-  gone([pids[1]])
+  os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
   obs = env.step(act())
   np.testing.assert_array_equal(obs['count'], [1, 0])
   assert 'environment 1: its process died with exit code -9' in caplog.text
@@ -256,13 +256,14 @@ def test_a_vector_environment_of_a_suite_is_restarted_as_a_whole(caplog):
 
   def fail(number):
     if number == 1:
+      clock.advance(60)
       time.sleep(1000)
     if number == 2:
       sys.exit('no license')
     raise ConnectionResetError('gone')
 
-  steps = []
-  whole = Together(make_whole, 'whole', 2, Patience(0.5))
+  steps, clock = [], Clock()
+  whole = Together(make_whole, 'whole', 2, Patience(60, clock=clock))
   env = vector.GymVector(whole, 'whole', 0)
   obs = [env.reset()] + [env.step(act()) for _ in range(7)]
   np.testing.assert_array_equal(
@@ -275,7 +276,7 @@ def test_a_vector_environment_of_a_suite_is_restarted_as_a_whole(caplog):
   assert len(made) == 3
   assert env.restarts == 2
   assert 'step 3: all environments (test_vector.py' in caplog.messages[0]
-  assert 'step 6: all environments: no answer for 0.5 s' in caplog.messages[1]
+  assert 'step 6: all environments: no answer for 60 s' in caplog.messages[1]
   env.step(act())
   with pytest.raises(UserError, match=r'step 9: all .*SystemExit: no license'):
     env.step(act())
@@ -302,7 +303,7 @@ def test_a_close_that_hangs_does_not_delay_the_end(monkeypatch):
   env = make('end9', stepping='serial')
   begin = time.monotonic()
   env.close()
-  assert time.monotonic() - begin < 10
+  assert time.monotonic() - begin < 100  # Theirs lasts a thousand.
 
 
 def test_patience():
@@ -453,7 +454,7 @@ def launch(tmp_path):
       os.killpg(process.pid, signal.SIGKILL)
 
 
-def gone(pids, seconds=10):
+def gone(pids, seconds=60):
   deadline = time.monotonic() + seconds
   while any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids):
     if time.monotonic() > deadline:
@@ -465,7 +466,7 @@ def gone(pids, seconds=10):
 def test_script_without_main_guard_or_close(launch):
   process, pids, line = launch('')
   assert line == ['jax', 'False']
-  _, err = process.communicate(timeout=30)
+  _, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
   assert 'Traceback' not in err
   assert gone(pids)
@@ -490,7 +491,7 @@ for _ in range(10_000):
   assert process.poll() is None
   assert all(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
   os.kill(process.pid, signal.SIGKILL)
-  process.communicate(timeout=30)
+  process.communicate(timeout=120)
   assert gone(pids)
 
 
