@@ -59,8 +59,8 @@ class Process:
     # Besides a late answer, this ends the wait of `send` for a stopped process.
     watchdog = threading.Timer(limit, process.kill)
     watchdog.daemon = True
+    begin = time.monotonic()  # Before, as no kill must look too early.
     watchdog.start()
-    begin = time.monotonic()
     try:
       self._pipe.send((method, args))
       error, result = self._pipe.recv()
