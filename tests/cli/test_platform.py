@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-# Sums the MiB for which large pages are requested ('hg'). Whether the kernel has
-# any depends on the memory of the whole machine.
+# Sums the MiB for which large pages are requested ('hg'). Whether there are any
+# depends on the memory of the whole machine.
 PROGRAM = r"""
 import os, re, sys
 from dreamer_tpu.cli import platform
