@@ -157,6 +157,8 @@ def test_told_to_stop(tmp_path, pictures):
     tmp_path,
     pictures,
     '--config.task=gym_tests.helpers.toys:Signals-v0',
+    # Each sends a signal, and a second one may end this process.
+    '--config.run.eval_envs=1',
     '--config.run.eval_eps=1e6',
     '--config.metrics.outputs=jsonl',
   )
