@@ -51,6 +51,7 @@ def test_suite_is_envpool(task, task_id, options, own, steps):
     for seed in vector.seeds(SEED, 2)
   ]
   rng = np.random.default_rng(0)
+  env.act_space[name].seed(0)
   ours = env.reset()
   theirs = [(pool.reset()[0], 0.0, False, False, {}) for pool in pools]
   ends = 0

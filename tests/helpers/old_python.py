@@ -1,5 +1,6 @@
 """A virtual environment of an old Python, with old packages."""
 
+import fcntl
 import pathlib
 import shutil
 import subprocess
@@ -28,6 +29,14 @@ def find():
 
 def make():
   """Returns the Python of the environment, made once; skips without one."""
+  FOLDER.parent.mkdir(exist_ok=True)
+  # Several workers of pytest share it.
+  with FOLDER.with_suffix('.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return _make()
+
+
+def _make():
   python, done = FOLDER / 'bin' / 'python', FOLDER / 'done'
   if done.exists():
     return python
