@@ -119,7 +119,9 @@ class Cloud:
     deadline = time.monotonic() + 240
     while not condition():
       assert time.monotonic() < deadline
-      assert process.poll() is None, process.stdout.read()
+      if process.poll() is not None:
+        self.close()  # What still runs may hold its output open.
+        raise AssertionError(process.stdout.read())
       time.sleep(0.05)
 
   def close(self) -> None:
