@@ -125,13 +125,14 @@ def check_agree(curves, others):
 
 def test_a_signal_saves_and_stops(run):
   logdir, parts = run
-  for part in parts[:2]:
+  for part, behind in zip(parts, (0, 1), strict=False):
     assert part.ended.code == 75, part.ended.err
     assert part.ended.err == []
     assert 'stopped' in part.ended.out
     state, last = part.state, part.metrics[-1]
     assert last['step'] == last['replay/steps'] == state['step']
-    assert last['update'] == state['update']
+    # An actor in its own thread may be late with the steps of the next log.
+    assert 0 <= state['update'] - last['update'] <= behind
     assert state['policy_steps'] == state['step'] / 2
   assert program.steps(logdir)[-1] == parts[2].state['step']
 
