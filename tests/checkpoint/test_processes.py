@@ -5,7 +5,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 from dreamer_tpu.checkpoint import layout
 from dreamer_tpu.checkpoint.manager import Checkpointer
 from dreamer_tpu.errors import UserError
-from tests.helpers import checkpoint_pod
+from tests.helpers import checkpoint_pod, pods
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -121,9 +120,7 @@ def test_second_run_on_one_folder_is_refused(tmp_path):
 
 
 def test_two_processes_commit_one_step(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    coordinator = f'localhost:{free.getsockname()[1]}'
+  coordinator = f'localhost:{pods.free_port()}'
   pair = [start('together', tmp_path, str(i), coordinator) for i in range(2)]
   try:
     results = [process.communicate(timeout=600) for process in pair]

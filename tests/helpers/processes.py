@@ -3,12 +3,11 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import threading
 
-from tests.helpers import checkpoint_worker
+from tests.helpers import checkpoint_worker, pods
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,9 +21,7 @@ class Processes:
   """
 
   def __init__(self, mode, logdir, count, mesh='2,2,1'):
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      coordinator = f'localhost:{free.getsockname()[1]}'
+    coordinator = f'localhost:{pods.free_port()}'
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     env.pop('XLA_FLAGS', None)
     self.all = [
