@@ -74,8 +74,10 @@ class Cloud:
       'TMPDIR': str(self.folder),
       **env,
     }
+    # Bash cannot trap what was ignored when it started, as in a job with `&`.
+    bash = ('env', '--default-signal=INT', 'bash')
     process = subprocess.Popen(
-      ['bash', ROOT / 'launch' / script, *arguments],
+      [*bash, ROOT / 'launch' / script, *arguments],
       env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
