@@ -49,15 +49,17 @@ def sampling(config: ConfigDict) -> Sampling:
   return Sampling(**replay.fracs, **replay.prio, recexp=replay.recexp)
 
 
-def extra_steps(checkpoints: epath.Path, steps: int) -> int:
-  """Returns the steps in a saved replay that are not among the run's.
+def steps_at_end(config: ConfigDict, checkpoints: epath.Path) -> int:
+  """Returns the steps of all hosts' replays at the end of the run, unless full.
 
-  They are those that were imported, and those beyond a smaller `run.steps`.
+  They are those that were imported and those of the run, which takes none if
+  it only learns.
 
   Args:
+    config: Configuration of the run.
     checkpoints: Folder of the checkpoints; the newest one counts.
-    steps: Length of the run.
   """
+  steps = 0 if config.run.updates else config.run.steps
   for step in layout.steps(checkpoints)[-1:]:
     with contextlib.suppress(OSError, ValueError):
       imported = own = 0
@@ -68,12 +70,12 @@ def extra_steps(checkpoints: epath.Path, steps: int) -> int:
             imported += fill
           else:
             own += fill
-      return imported + max(0, own - steps)
-  return 0
+      return imported + max(own, steps)
+  return steps
 
 
 def replay_bytes(
-  config: ConfigDict, agent: Agent, hosts: int, extra: int = 0
+  config: ConfigDict, agent: Agent, hosts: int, steps: int
 ) -> float:
   """Returns the RAM of a host's replays at the end of the run, in bytes.
 
@@ -81,13 +83,12 @@ def replay_bytes(
     config: Configuration of the run.
     agent: Agent whose inputs and latents they store.
     hosts: Number of hosts.
-    extra: Saved steps that are not among those of the run.
+    steps: Steps of all hosts' replays, if they are not full.
   """
-  most = math.ceil((config.run.steps + extra) / hosts)
-  steps = min(capacity(config, hosts), most)
+  most = min(capacity(config, hosts), math.ceil(steps / hosts))
   if config.script == 'train_eval':
-    steps += capacity(config, hosts, evaluate=True)
-  return steps * step_bytes(
+    most += capacity(config, hosts, evaluate=True)
+  return most * step_bytes(
     step_spec(agent), config.replay.chunksize, sampling(config)
   )
 
@@ -124,7 +125,7 @@ class Estimate:
     )
 
 
-def estimate(config: ConfigDict, learner: Learner, extra: int = 0) -> Estimate:
+def estimate(config: ConfigDict, learner: Learner, steps: int) -> Estimate:
   """Returns the memory that this host needs; environments must have started.
 
   On an accelerator, the host holds only a copy of the agent while saving.
@@ -132,7 +133,7 @@ def estimate(config: ConfigDict, learner: Learner, extra: int = 0) -> Estimate:
   Args:
     config: Configuration of the run.
     learner: Learner, before it has a state.
-    extra: Saved steps that are not among those of the run.
+    steps: Steps of all hosts' replays, if they are not full.
   """
   hosts, leaves = jax.process_count(), jax.tree.leaves(learner.abstract)
   agent = float(sum(map(_host_bytes, leaves)))
@@ -144,7 +145,7 @@ def estimate(config: ConfigDict, learner: Learner, extra: int = 0) -> Estimate:
   program += (config.script == 'train_eval') * _EVALUATION
   limit, source = memory_limit()
   return Estimate(
-    replay=replay_bytes(config, learner.agent, hosts, extra),
+    replay=replay_bytes(config, learner.agent, hosts, steps),
     agent=agent * (2 if on_cpu else 1),
     program=program,
     limit=limit,
@@ -157,7 +158,7 @@ def check(
   learner: Learner,
   gather: Callable[[str], Sequence[str]],
   log_status: Callable[[str], None],
-  extra: int = 0,
+  steps: int,
 ) -> None:
   """Shows the memory that the run needs, and refuses it if there is less.
 
@@ -166,21 +167,21 @@ def check(
     learner: Learner, before it has a state.
     gather: Returns the values of all processes, as `HostSync.gather`.
     log_status: Shows a status line.
-    extra: Saved steps that are not among those of the run.
+    steps: Steps of all hosts' replays, if they are not full.
 
   Raises:
     UserError: A host has too little memory; names a size that fits.
   """
-  own = estimate(config, learner, extra)
+  own = estimate(config, learner, steps)
   log_status(own.describe())
-  error = '' if own.total <= own.limit else _refusal(config, own, extra)
+  error = '' if own.total <= own.limit else _refusal(config, own, steps)
   for message in filter(None, gather(error)):
     raise UserError(message)
 
 
-def _refusal(config: ConfigDict, own: Estimate, extra: int) -> str:
+def _refusal(config: ConfigDict, own: Estimate, steps: int) -> str:
   """Returns the error of a run that does not fit."""
-  size, steps = config.replay.size, config.run.steps + extra
+  size = config.replay.size
   rest = own.agent + own.program
   here = f'this machine has {_show(own.limit)}'
   if own.source == 'cgroup':
@@ -192,7 +193,7 @@ def _refusal(config: ConfigDict, own: Estimate, extra: int) -> str:
       f'The run needs {_show(rest)} besides its replay, and {here}; use a '
       'smaller agent or fewer environments, or more memory.'
     )
-  when = 'when full' if size <= steps else f'for run.steps={config.run.steps}'
+  when = 'when full' if size <= steps else f'for {steps} steps'
   digits = 10 ** max(0, int(math.log10(filled)) - 1)
   return (
     f'replay.size={size} needs {_show(own.replay)} {when}, and the rest of the '

@@ -151,7 +151,7 @@ def make(
       learner,
       sync.gather,
       terminal.log_status,
-      memory.extra_steps(checkpoints, config.run.steps),
+      memory.steps_at_end(config, checkpoints),
     )
     saver = enter(
       Saver(

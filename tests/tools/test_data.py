@@ -304,9 +304,13 @@ def test_import_and_export(tmp_path, caplog):
       np.testing.assert_array_equal(episode[key], arrays[key])
     chosen = arrays['action'][1:].argmax(-1)
     np.testing.assert_array_equal(episode['action'][:-1], chosen)
-  # They count in the memory of a run, however short that is.
+  # They count in the memory of a run, however short that is. One that only
+  # learns needs no more.
   total = sum(len(x['reward']) for x in good.values())
-  assert memory.extra_steps(logdir / 'checkpoints', 1) == total
+  for option, own in (('run.steps=7', 7), ('run.updates=7', 0)):
+    config = cartpole(f'--config.{option}')
+    steps_at_end = memory.steps_at_end(config, logdir / 'checkpoints')
+    assert steps_at_end == total + own
   replay = make_replay(logdir)
   assert len(replay) == total - 8
   assert np.any(replay.sample(4)[0]['latent/deter'][:, 1:], (0, 2)).all()

@@ -101,7 +101,9 @@ def test_figures(planned):
   # Every weight of the world model is used at B x T steps, forward and back.
   floor = 6 * 16 * config.batch_length * params
   assert 0.5 * floor < planned['flops'] < 20 * floor
-  assert planned['replay'] == memory.replay_bytes(config, agent, hosts=4)
+  assert planned['replay'] == memory.replay_bytes(
+    config, agent, hosts=4, steps=config.run.steps
+  )
 
 
 def test_floors(planned):

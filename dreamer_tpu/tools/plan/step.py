@@ -153,7 +153,7 @@ def make(
     hbm=chip.hbm,
     compile_s=compile_s,
     flops=work,
-    replay=memory.replay_bytes(config, agent, hosts),
+    replay=memory.replay_bytes(config, agent, hosts, config.run.steps),
     acting=actor,
     **figures,
   )
