@@ -162,8 +162,33 @@ def test_labels_and_metrics_fallback(tmp_path, capsys):
   text = capsys.readouterr().out
   assert '490.0' not in line_of(text, 'old: gym_CartPole-v1')
   assert line_of(text, 'old: gym_CartPole-v1').split()[4] == '50.0'
+  # Ten windows with two episodes each: 50 over a quarter of 1050.
+  line = 'area of old relative to new: gym_CartPole-v1 0.19'
+  assert line_of(text, 'area') == line
   # The mean of the last ten episodes: 1100 to 2000, over four.
   assert line_of(text, 'new: gym_CartPole-v1').split()[4] == '387.5'
+
+
+def test_tables_of_scores(tmp_path, capsys):
+  rows = [
+    ('b', seed, step, 2 + 2 * seed) for seed in (0, 1) for step in (9, 99)
+  ]
+  rows += [('a', 7, step, 1 + 2 * (step > 50)) for step in (5, 60, 100)]
+  text = ''.join(f'x,{",".join(map(str, row))}\n' for row in rows)
+  path = tmp_path / 'dmc_walker_walk.csv'
+  path.write_text('extra,implementation,seed,step,score\n' + text)
+  runs = curves.find_runs([str(path)], repeat=2)
+  assert [(run.label, run.task) for run in runs] == [
+    (label, 'dmc_walker_walk') for label in 'bba'
+  ]
+  np.testing.assert_array_equal(runs[-1].steps, [10, 120, 200])
+  theirs, ours = published.areas(runs[:2], runs[2:])
+  np.testing.assert_allclose(theirs, [2, 4])
+  # Windows end at 19.8, 39.6 ... 198: six are before the episode at 120.
+  np.testing.assert_allclose(ours, [(6 * 1 + 4 * 3) / 10])
+  assert plot.main([str(path), '--repeat=2', f'--out={tmp_path}/x.png']) == 0
+  line = line_of(capsys.readouterr().out, 'area of a relative to b')
+  assert line.endswith(': dmc_walker_walk 0.60 (0.45 to 0.90)')
 
 
 def test_many_tasks_with_gaps_draw(tmp_path):
@@ -183,6 +208,7 @@ def logdirs(tmp_path_factory):
   (path / 'young').mkdir()
   (path / 'young/scores.jsonl').write_text('')
   write_run(path / 'run', 'dmc_walker_walk', [10], [1])
+  (path / 'a.csv').write_text('implementation,seed,step\nx,0,1\n')
   return path
 
 
@@ -195,6 +221,7 @@ def logdirs(tmp_path_factory):
     (['run', '--mode=eval'], 'eval episode yet. Use --mode=train'),
     (['run', '--published=atari_pongg'], "did you mean 'atari_pong'?"),
     (['run', '--out=x.jpgg'], 'unknown file type'),
+    (['a.csv'], 'not a table of scores with implementation'),
     (['run', '--openloop'], 'holds no open-loop video'),
   ],
 )

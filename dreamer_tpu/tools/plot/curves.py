@@ -1,7 +1,9 @@
 """Loads scores of runs."""
 
+import csv
 import dataclasses
 import gzip
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -53,7 +55,7 @@ def find_runs(
 
   Args:
     names: Log directories, folders of them, or files of scores (see
-      `load_scores`), optionally as LABEL=PATH.
+      `load_scores` and `load_table`), optionally as LABEL=PATH.
     mode: Kind of episodes of log directories, 'train' or 'eval'.
     repeat: Environment steps per agent step; read from the run by default.
 
@@ -64,7 +66,10 @@ def find_runs(
   for name in names:
     label, path = _split_label(name)
     if path.is_file():
-      runs += load_scores(path, label)
+      if path.suffix == '.csv':
+        runs += load_table(path, label, repeat or 1)
+      else:
+        runs += load_scores(path, label)
       continue
     if not path.is_dir():
       raise UserError(f'Log directory {str(path)!r} does not exist.')
@@ -144,6 +149,38 @@ def load_scores(path: epath.Path, label: str = '') -> list[Run]:
       f'{str(path)!r} is neither a log directory nor a file of scores: a JSON '
       f'list of objects with task, method, xs and ys ({e!r}).'
     ) from e
+
+
+def load_table(
+  path: epath.Path, label: str = '', repeat: float = 1
+) -> list[Run]:
+  """Loads a CSV file of the episodes of one task, which names the file.
+
+  Its columns are 'implementation', 'seed', 'step' (agent steps at the end of
+  the episode) and 'score'; others are ignored.
+
+  Args:
+    path: The file.
+    label: Label of the runs, by default their implementation.
+    repeat: Environment steps per agent step.
+
+  Raises:
+    UserError: The file has another form.
+  """
+  points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+  try:
+    for row in csv.DictReader(io.StringIO(path.read_text())):
+      point = float(row['step']) * repeat, float(row['score'])
+      points.setdefault((row['implementation'], row['seed']), []).append(point)
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(
+      f'{str(path)!r} is not a table of scores with implementation, seed, step '
+      f'and score ({e!r}).'
+    ) from e
+  return [
+    make_run(label or name, path.stem, '', episodes)
+    for (name, _), episodes in points.items()
+  ]
 
 
 def group(runs: Iterable[Run]) -> Groups:

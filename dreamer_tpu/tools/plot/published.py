@@ -120,11 +120,33 @@ def relative_area(runs: Sequence[Run], curve: Published) -> float:
   """
   means = np.stack([window_means(run, curve.edges) for run in runs])
   common = np.isfinite(means).all(0) & np.isfinite(curve.median)
-  floor = reference_scores().get(_compact(runs[0].task), (0.0, 0.0))[0]
+  floor = _floor(runs[0].task)
   widths = np.diff(curve.edges)[common]
   ours = (np.median(means, 0)[common] - floor) @ widths
   theirs = (curve.median[common] - floor) @ widths
   return float(ours / theirs) if common.any() and theirs > 0 else np.nan
+
+
+def areas(
+  runs: Sequence[Run], others: Sequence[Run], windows: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the areas under the curves of two groups of runs of a task.
+
+  The common steps of all runs are split into windows of equal width. An area is
+  the mean over windows of the mean score, above the lower score of reference,
+  else above zero. Windows in which a run has no episode yet are left out.
+
+  Returns:
+    float [runs] and [others]; NaN without a common window.
+  """
+  members = [*runs, *others]
+  edges = np.linspace(0, min(run.reach for run in members), windows + 1)
+  means = np.stack([window_means(run, edges) for run in members])
+  common = np.isfinite(means).all(0)
+  if not common.any():
+    return np.full(len(runs), np.nan), np.full(len(others), np.nan)
+  found = means[:, common].mean(1) - _floor(members[0].task)
+  return found[: len(runs)], found[len(runs) :]
 
 
 @functools.cache
@@ -148,6 +170,10 @@ def normalized(task: str, score: float) -> float:
   """Returns a score between the two of reference; NaN without them."""
   low, high = reference_scores().get(_compact(task), (np.nan, np.nan))
   return (score - low) / (high - low)
+
+
+def _floor(task: str) -> float:
+  return reference_scores().get(_compact(task), (0.0, 0.0))[0]
 
 
 def _compact(task: str) -> str:

@@ -37,6 +37,15 @@ def iqm(scores: Scores) -> np.ndarray:
   return pooled[..., quarter : pooled.shape[-1] - quarter].mean(-1)
 
 
+def ratio(scores: Scores, others: Scores) -> np.ndarray:
+  """Returns the mean score relative to that of others, [...].
+
+  Means are over the seeds of a task; ratios are averaged over tasks.
+  """
+  pairs = zip(scores, others, strict=True)
+  return np.mean([x.mean(-1) / y.mean(-1) for x, y in pairs], axis=0)
+
+
 def improvement(scores: Scores, others: Scores) -> np.ndarray:
   """Returns the probability of improvement over others, [...].
 

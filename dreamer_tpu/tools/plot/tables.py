@@ -38,7 +38,21 @@ _FINAL_NOTES = (
 def current(groups: curves.Groups, choice: str = 'auto') -> list[str]:
   """Returns the lines of the table of scores so far, aggregates last."""
   rows = [_row(k, runs, choice) for k, runs in groups.items()]
-  return [*_table([_HEADER, *rows]), '', *_aggregates(groups), *_NOTES]
+  lines = [*_table([_HEADER, *rows]), '', *_aggregates(groups), *_NOTES]
+  return [*lines, *_ratios(groups)]
+
+
+def _ratios(groups: curves.Groups) -> Iterable[str]:
+  """Yields a line per later label of a task: its area over the first's."""
+  first: dict[tuple[str, str], tuple[str, list[curves.Run]]] = {}
+  for (benchmark, task, label), runs in groups.items():
+    name, others = first.setdefault((benchmark, task), (label, runs))
+    if others is not runs:
+      areas = published.areas(runs, others)
+      text = '-'
+      if np.isfinite(areas[0]).all() and areas[1].mean() > 0:
+        text = _estimate(statistics.ratio, 2, *([x] for x in areas))
+      yield f'area of {label} relative to {name}: {task} {text}'
 
 
 def final(finals: Sequence[protocol.Final]) -> list[str]:
