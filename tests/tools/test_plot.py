@@ -209,6 +209,9 @@ def logdirs(tmp_path_factory):
   (path / 'young/scores.jsonl').write_text('')
   write_run(path / 'run', 'dmc_walker_walk', [10], [1])
   (path / 'a.csv').write_text('implementation,seed,step\nx,0,1\n')
+  head = 'implementation,seed,step,score\n'
+  (path / 'rowless.csv').write_text(head)
+  (path / 'nan.csv').write_text(f'{head}x,0,1,nan\n')
   return path
 
 
@@ -222,6 +225,8 @@ def logdirs(tmp_path_factory):
     (['run', '--published=atari_pongg'], "did you mean 'atari_pong'?"),
     (['run', '--out=x.jpgg'], 'unknown file type'),
     (['a.csv'], 'not a table of scores with implementation'),
+    (['rowless.csv'], 'it has no rows'),
+    (['nan.csv'], 'is not finite'),
     (['run', '--openloop'], 'holds no open-loop video'),
   ],
 )

@@ -171,7 +171,11 @@ def load_table(
   try:
     for row in csv.DictReader(io.StringIO(path.read_text())):
       point = float(row['step']) * repeat, float(row['score'])
+      if not np.isfinite(point).all():
+        raise ValueError(f'{row} is not finite')
       points.setdefault((row['implementation'], row['seed']), []).append(point)
+    if not points:
+      raise ValueError('it has no rows')
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(
       f'{str(path)!r} is not a table of scores with implementation, seed, step '
